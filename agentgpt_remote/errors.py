@@ -1,0 +1,113 @@
+"""Exceptions that the package raises, all picklable.
+
+Each class also inherits the builtin that users already catch::
+
+    AgentGPTError
+    ├── ConnectionLost (ConnectionError)      the socket ended and could not be resumed
+    │   └── HostUnreachable                   nothing listens there, or not in time
+    ├── RemoteTimeout (TimeoutError)          connected, but no reply within the deadline
+    ├── AuthError (PermissionError)           a token is missing or wrong
+    ├── ProtocolError                         the peer sent what the protocol does not allow
+    │   └── ProtocolMismatch                  the peer speaks another version, or is another service
+    ├── CapacityReached                       the host has no room for the session or its envs
+    ├── RemoteEnvError                        the environment raised on its host
+    ├── UnsupportedSpace (TypeError)          a space that can't be sent, or learned from
+    ├── InvalidAction (ValueError)            an action outside the action space
+    ├── ConfigError (ValueError)              a hyperparameter or an option is unknown or out of range
+    ├── BundleError (ValueError)              a policy bundle is missing, damaged or of another version
+    ├── RunExists (FileExistsError)           a run id that is taken, without resume or force
+    ├── PortInUse (OSError)                   another process listens on the port
+    ├── ChildProcessFailed (RuntimeError)     a process that the package started ended early
+    └── TrainingFailed (RuntimeError)         training ended with an error
+
+Gymnasium's own are reused where they say it: ``ClosedEnvironmentError``, ``ResetNeeded``,
+``NameNotFound``, ``DependencyNotInstalled``.
+"""
+
+from __future__ import annotations
+
+
+class AgentGPTError(Exception):
+    """Root of every exception that the package defines."""
+
+
+class ConnectionLost(AgentGPTError, ConnectionError):
+    """The connection ended and the session could not be resumed."""
+
+
+class HostUnreachable(ConnectionLost):
+    """Nothing accepted a connection at the URL within the connect timeout."""
+
+
+class RemoteTimeout(AgentGPTError, TimeoutError):
+    """The peer is connected but did not reply within the deadline."""
+
+
+class AuthError(AgentGPTError, PermissionError):
+    """A token is missing, wrong, or required before listening beyond this machine."""
+
+
+class ProtocolError(AgentGPTError):
+    """The peer sent a message that the protocol does not allow."""
+
+
+class ProtocolMismatch(ProtocolError):
+    """The peer speaks another protocol version, or is another kind of service."""
+
+
+class CapacityReached(AgentGPTError):
+    """The host has no room for another session, or for that many environments."""
+
+
+class RemoteEnvError(AgentGPTError):
+    """An environment raised on its host.
+
+    Attributes:
+        remote_type: qualified name of the exception's class on the host.
+        remote_message: its text.
+        remote_traceback: the formatted traceback of the host.
+    """
+
+    def __init__(self, remote_type: str, remote_message: str, remote_traceback: str = "") -> None:
+        super().__init__(remote_type, remote_message, remote_traceback)
+        self.remote_type = remote_type
+        self.remote_message = remote_message
+        self.remote_traceback = remote_traceback
+
+    def __str__(self) -> str:
+        text = f"the environment raised {self.remote_type} on its host: {self.remote_message}"
+        if not self.remote_traceback:
+            return text
+        return f"{text}\n\nTraceback on the host:\n{self.remote_traceback.rstrip()}"
+
+
+class UnsupportedSpace(AgentGPTError, TypeError):
+    """A space that can't be sent over the wire, or can't be learned from."""
+
+
+class InvalidAction(AgentGPTError, ValueError):
+    """An action outside the action space."""
+
+
+class ConfigError(AgentGPTError, ValueError):
+    """A hyperparameter or an option that is unknown, of the wrong type or out of range."""
+
+
+class BundleError(AgentGPTError, ValueError):
+    """A policy bundle that is missing, damaged or of another format version."""
+
+
+class RunExists(AgentGPTError, FileExistsError):
+    """The run folder exists and neither resume nor force was asked for."""
+
+
+class PortInUse(AgentGPTError, OSError):
+    """Another process listens on the port."""
+
+
+class ChildProcessFailed(AgentGPTError, RuntimeError):
+    """A process that the package started ended before it was ready, or unexpectedly."""
+
+
+class TrainingFailed(AgentGPTError, RuntimeError):
+    """Training ended with an error; the last checkpoint is kept."""

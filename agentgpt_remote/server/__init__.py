@@ -1,0 +1,1 @@
+"""The host: sessions that own environments, served over WebSocket."""

@@ -1,0 +1,1 @@
+"""Training: rollouts from many hosts, losses, checkpoints and evaluation."""

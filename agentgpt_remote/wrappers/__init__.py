@@ -1,0 +1,1 @@
+"""Remote environments as Gymnasium environments: the client side of the wire."""
