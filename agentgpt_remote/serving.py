@@ -1,0 +1,312 @@
+"""Serve an ASGI application: who may connect, on which address, and for how long.
+
+The environment host and the policy server share these rules. They listen on loopback unless asked,
+refuse any other address without a token, and compare the token before a WebSocket upgrade is
+accepted. Without a token, only this machine's own programs are let in: a request that a web page of
+another origin sends, or that reaches loopback under a foreign host name, is refused.
+
+uvicorn is imported when a server starts, never with the package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hmac
+import importlib.util
+import ipaddress
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+from agentgpt_remote.errors import AgentGPTError, AuthError, ConfigError, PortInUse, RemoteTimeout
+
+if TYPE_CHECKING:
+    import uvicorn
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+TOKEN_VARIABLE = "AGENTGPT_TOKEN"
+DEFAULT_MAX_FRAME_BYTES = 256 * 1024 * 1024
+_START_TIMEOUT_S = 30.0
+
+_logger = logging.getLogger("agentgpt_remote.serving")
+
+
+def resolve_token(token: str | None) -> str | None:
+    """Return the token given, else the one in ``AGENTGPT_TOKEN``, else ``None``.
+
+    Raises:
+        AuthError: the token has characters that an HTTP header can't carry.
+    """
+    value = token or os.environ.get(TOKEN_VARIABLE) or None
+    if value is not None and not (value.isascii() and value.isprintable() and value == value.strip()):
+        raise AuthError("a token may hold printable ASCII characters only, with no space around it")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """How a server listens.
+
+    Attributes:
+        host: address to bind; anything but loopback needs a token.
+        port: TCP port; 0 takes a free one.
+        token: bearer token that clients must present, or ``None``.
+        scheme: scheme of the URL that clients are told.
+        max_frame_bytes: largest WebSocket message accepted, in bytes.
+        shutdown_timeout_s: how long open requests may take to end, in seconds.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    scheme: str = "ws"
+    max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES
+    shutdown_timeout_s: float = 5.0
+
+    def __repr__(self) -> str:
+        shown = "***" if self.token else None
+        return f"ServerOptions(host={self.host!r}, port={self.port}, token={shown!r}, scheme={self.scheme!r})"
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether every address that ``host`` stands for is this machine's loopback."""
+    if not host:
+        return False
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    try:
+        addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(address).split("%")[0]).is_loopback for address in addresses)
+
+
+def _is_loopback_name(name: str) -> bool:
+    """Tell whether a Host header names loopback itself; never by a lookup, which its sender may control."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(name).is_loopback
+    return name == "localhost"
+
+
+class TokenAuth:
+    """ASGI middleware that lets a request in only with the right bearer token.
+
+    Args:
+        app: the application behind it.
+        token: the token expected in ``Authorization: Bearer ...``; ``None`` lets in local programs only.
+        open_paths: paths answered without a token (health checks).
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None, open_paths: tuple[str, ...] = ("/health", "/ping")) -> None:
+        self._app = app
+        self._expected = None if token is None else f"Bearer {token}".encode()
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it with 401 or 403."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        refusal = None if scope["path"] in self._open_paths else self._refusal(dict(scope["headers"]))
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        status, reason = refusal
+        _logger.warning(
+            "refused status=%d path=%s peer=%s reason=%s", status, scope["path"], scope.get("client"), reason
+        )
+        await _refuse(scope, receive, send, status, reason)
+
+    def _refusal(self, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+        if self._expected is not None:
+            given = headers.get(b"authorization", b"")
+            if hmac.compare_digest(given, self._expected):
+                return None
+            what = "the token is wrong" if given else "a token is required"
+            return 401, f"{what}: pass token=, --token or {TOKEN_VARIABLE} with the token of this server"
+        name = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname or ""
+        if not _is_loopback_name(name):
+            return 403, f"host name {name!r} is not this machine's loopback: start the server with a token"
+        origin = headers.get(b"origin")
+        if origin is not None and urlsplit(origin.decode("latin-1")).netloc.encode("latin-1") != headers.get(b"host"):
+            return 403, "requests from other web origins are refused: start the server with a token"
+        return None
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str) -> None:
+    """Answer with an HTTP error, for a WebSocket before the upgrade."""
+    body = json.dumps({"error": reason}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    prefix = "http.response"
+    if scope["type"] == "websocket":
+        await receive()
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 1008, "reason": reason[:120]})
+            return
+        prefix = "websocket.http.response"
+    await send({"type": f"{prefix}.start", "status": status, "headers": headers})
+    await send({"type": f"{prefix}.body", "body": body})
+
+
+def _bind(options: ServerOptions) -> socket.socket:
+    """Return a bound TCP socket.
+
+    Raises:
+        AuthError: the address is not loopback and there is no token.
+        ConfigError: the port is out of range, or the address is not one of this machine's.
+        PortInUse: another process listens there.
+    """
+    if not 0 <= options.port <= 65535:
+        raise ConfigError(f"port {options.port} is out of range: expected 0 (a free port) to 65535")
+    if options.token is None and not is_loopback(options.host):
+        raise AuthError(
+            f"refusing to listen on {options.host!r} without a token: anyone who reaches the port could use it. "
+            f"Pass --token (or token=), set {TOKEN_VARIABLE}, or listen on 127.0.0.1"
+        )
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((options.host, options.port))
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                errno.EADDRINUSE,
+                f"port {options.port} on {options.host} is in use by another process: choose another with --port, "
+                "or 0 for a free one",
+            ) from error
+        raise ConfigError(f"can't listen on {options.host}:{options.port}: {error}") from error
+    return listener
+
+
+def _url_of(listener: socket.socket, options: ServerOptions) -> str:
+    name = f"[{options.host}]" if ":" in options.host else options.host
+    return f"{options.scheme}://{name}:{listener.getsockname()[1]}"
+
+
+def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], None]) -> uvicorn.Server:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """A server that says when it accepts connections."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                on_started()
+
+    return Server(
+        uvicorn.Config(
+            TokenAuth(app, options.token),
+            loop="uvloop" if importlib.util.find_spec("uvloop") else "asyncio",
+            http="h11",
+            ws="websockets-sansio",
+            ws_max_size=options.max_frame_bytes,
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=max(1, int(options.shutdown_timeout_s)),
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+        )
+    )
+
+
+def run_app(app: ASGIApp, options: ServerOptions, *, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve ``app`` in this thread until SIGINT or SIGTERM.
+
+    Args:
+        app: an ASGI application with a lifespan.
+        options: how to listen.
+        on_ready: called with the URL once connections are accepted.
+
+    Raises:
+        AuthError: the address is not loopback and there is no token.
+        PortInUse: another process listens on the port.
+        KeyboardInterrupt: SIGINT ended it.
+    """
+    listener = _bind(options)
+    url = _url_of(listener, options)
+    server = _make_server(app, options, lambda: on_ready(url) if on_ready else None)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        listener.close()
+
+
+class BackgroundServer:
+    """An ASGI application served from a thread of this process.
+
+    Attributes:
+        url: where it is served.
+
+    Raises:
+        AuthError: the address is not loopback and there is no token.
+        PortInUse: another process listens on the port.
+        RemoteTimeout: it did not start in time.
+    """
+
+    def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
+        listener = _bind(options)
+        self.url = _url_of(listener, options)
+        started = threading.Event()
+        self._server = _make_server(app, options, started.set)
+        self._failure: BaseException | None = None
+        self._shutdown_timeout_s = options.shutdown_timeout_s
+        self._thread = threading.Thread(target=self._run, args=(listener, started), name="agentgpt-server", daemon=True)
+        self._thread.start()
+        if not started.wait(_START_TIMEOUT_S):
+            self.close()
+            raise RemoteTimeout(f"the server at {self.url} did not start within {_START_TIMEOUT_S:.0f} s")
+        if self._failure is not None:
+            raise AgentGPTError(f"the server at {self.url} failed to start: {self._failure}") from self._failure
+
+    def _run(self, listener: socket.socket, started: threading.Event) -> None:
+        try:
+            self._server.run(sockets=[listener])
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - raised again in the thread that started the server
+            self._failure = error
+            _logger.debug("server ended url=%s error=%s", self.url, error)
+        finally:
+            listener.close()
+            started.set()
+
+    @property
+    def running(self) -> bool:
+        """Whether connections are still accepted."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """End the server and wait for it; a second call does nothing.
+
+        Raises:
+            RemoteTimeout: requests were still running when the shutdown timeout had passed.
+        """
+        self._server.should_exit = True
+        if threading.current_thread() is self._thread:
+            return
+        self._thread.join(self._shutdown_timeout_s + 5.0)
+        if self._thread.is_alive():
+            raise RemoteTimeout(f"the server at {self.url} did not stop within {self._shutdown_timeout_s + 5.0:.0f} s")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
