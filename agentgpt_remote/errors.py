@@ -111,3 +111,30 @@ class ChildProcessFailed(AgentGPTError, RuntimeError):
 
 class TrainingFailed(AgentGPTError, RuntimeError):
     """Training ended with an error; the last checkpoint is kept."""
+
+
+_EXTRA_OF_MODULE = {
+    "torch": "train",
+    "safetensors": "train",
+    "tensorboard": "train",
+    "matplotlib": "train",
+    "stable_baselines3": "sb3",
+}
+
+
+def missing_dependency(error: ModuleNotFoundError) -> Exception:
+    """Return the exception that tells which extra holds a missing module.
+
+    Args:
+        error: as raised by the import.
+
+    Returns:
+        Gymnasium's ``DependencyNotInstalled`` with the command to type, or ``error`` itself where
+        the module belongs to no extra.
+    """
+    from gymnasium.error import DependencyNotInstalled
+
+    extra = _EXTRA_OF_MODULE.get((error.name or "").partition(".")[0])
+    if extra is None:
+        return error
+    return DependencyNotInstalled(f'{error.name} is not installed: run `pip install "agentgpt-remote[{extra}]"`')
