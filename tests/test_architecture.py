@@ -14,7 +14,7 @@ import agentgpt_remote
 
 PACKAGE = Path(agentgpt_remote.__file__).parent
 FOLDERS = {"cli", "policy", "server", "trainer", "wrappers"}
-TOP = {"__init__", "agentgpt"}  # the public face: may name every folder, nobody imports it
+TOP = {"__init__", "__main__", "agentgpt"}  # the public face: may name every folder, nobody imports it
 ALLOWED = {
     "shared": {"shared"},
     "wrappers": {"wrappers", "shared"},
