@@ -1,0 +1,71 @@
+"""Keys and values of the last tokens of every agent, in rings that are written in place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agentgpt_remote.policy.config import GPTConfig
+
+Slots = slice | Tensor
+
+
+def rope_period(window: int) -> int:
+    """Return after how many tokens positions repeat; a multiple of the window."""
+    return max(64, -(-4096 // window)) * window
+
+
+class KVCache:
+    """Ring buffers for ``num_slots`` agents.
+
+    A token's ring index is its clock modulo the window. Clocks run on over episodes, modulo the period of
+    the rotary embedding, so they never lose precision; ``length`` counts the tokens of the current episode.
+
+    Attributes:
+        num_slots: agents that fit.
+        keys: float tensor of shape (num_layers, num_slots, num_heads, window, head_size), rotated.
+        values: float tensor of the same shape.
+        clock: int64 tensor of shape (num_slots,): tokens seen, modulo ``period``.
+        length: int64 tensor of shape (num_slots,): tokens of the episode that are held, at most the window.
+    """
+
+    def __init__(self, config: GPTConfig, num_slots: int, device: torch.device | str = "cpu") -> None:
+        self.num_slots = num_slots
+        self.window = config.max_input_states
+        self.period = rope_period(self.window)
+        shape = (config.num_layers, num_slots, config.num_heads, self.window, config.head_size)
+        self.keys = torch.zeros(shape, device=device)
+        self.values = torch.zeros(shape, device=device)
+        self.clock = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.length = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        ring = torch.arange(self.window, device=device)
+        # age[i, j]: how many tokens ago ring index j was written when the current token sits at i.
+        self._age = (ring[:, None] - ring[None, :]) % self.window
+        self._rows = torch.arange(num_slots, device=device)
+
+    def rows(self, slots: Slots) -> Tensor:
+        """Return the slot numbers as an int64 tensor."""
+        return self._rows[slots]
+
+    def advance(self, slots: Slots, is_first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Count one token for each of the slots.
+
+        Args:
+            slots: which slots.
+            is_first: bool tensor of shape (n,): the token begins an episode, which empties the slot.
+
+        Returns:
+            The tokens' positions (n,), ring indices (n,), and the additive attention mask (n, 1, 1, window).
+        """
+        position = self.clock[slots].clone()
+        index = position % self.window
+        length = self.length[slots].masked_fill(is_first, 0).add_(1).clamp_(max=self.window)
+        self.length[slots] = length
+        self.clock[slots] = (position + 1) % self.period
+        hidden = self._age[index] >= length[:, None]
+        mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+        return position, index, mask[:, None, None, :]
+
+    def reset(self, slots: Slots) -> None:
+        """Forget what the slots hold."""
+        self.length[slots] = 0

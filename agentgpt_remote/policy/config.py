@@ -1,0 +1,79 @@
+"""The shape of the GPT, as saved in a bundle."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from agentgpt_remote.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """Sizes of the transformer.
+
+    Attributes:
+        num_layers: transformer blocks.
+        d_model: width of a token.
+        num_heads: attention heads; ``d_model / num_heads`` must be an even integer.
+        max_input_states: attention window in tokens, the current one included.
+        init_log_std: first log standard deviation of continuous actions, in units of half the action range.
+    """
+
+    num_layers: int = 2
+    d_model: int = 64
+    num_heads: int = 4
+    max_input_states: int = 16
+    init_log_std: float = -0.5
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigError: a size is out of range, or the heads do not divide the width.
+        """
+        for name in ("num_layers", "d_model", "num_heads", "max_input_states"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}={value!r}: expected an integer of at least 1")
+        if self.d_model % (2 * self.num_heads):
+            raise ConfigError(
+                f"d_model={self.d_model} with num_heads={self.num_heads}: "
+                f"expected d_model to be a multiple of 2 * num_heads = {2 * self.num_heads}"
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.num_heads
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the gated feed-forward layer: 8/3 of ``d_model``, rounded to a multiple of 16."""
+        return max(16, round(8 * self.d_model / 3 / 16) * 16)
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens before the current one that its output depends on, over all layers."""
+        return self.num_layers * (self.max_input_states - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GPTConfig:
+        """Build from ``to_dict``'s result.
+
+        Raises:
+            ConfigError: an unknown field (the closest name is given) or a value out of range.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f": did you mean {close[0]!r}?" if close else f": expected one of {', '.join(names)}"
+                raise ConfigError(f"unknown model field {name!r}{hint}")
+        return cls(**values)
