@@ -12,6 +12,7 @@ Each class also inherits the builtin that users already catch::
     ├── CapacityReached                       the host has no room for the session or its envs
     ├── RemoteEnvError                        the environment raised on its host
     ├── UnsupportedSpace (TypeError)          a space that can't be sent, or learned from
+    ├── NotSendable (TypeError)               a value that the wire can't carry
     ├── InvalidAction (ValueError)            an action outside the action space
     ├── ConfigError (ValueError)              a hyperparameter or an option is unknown or out of range
     ├── BundleError (ValueError)              a policy bundle is missing, damaged or of another version
@@ -83,6 +84,10 @@ class RemoteEnvError(AgentGPTError):
 
 class UnsupportedSpace(AgentGPTError, TypeError):
     """A space that can't be sent over the wire, or can't be learned from."""
+
+
+class NotSendable(AgentGPTError, TypeError):
+    """A value that can't be sent: of a type that would need code on the other side."""
 
 
 class InvalidAction(AgentGPTError, ValueError):

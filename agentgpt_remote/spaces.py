@@ -185,13 +185,17 @@ def _dict_to_dict(space: spaces.Dict, where: str) -> SpaceDict:
         if type(key) not in (str, int):
             raise UnsupportedSpace(f"{place}: a key of type {type(key).__name__} can't be sent, expected str or int")
         pairs.append([key, space_to_dict(subspace, place)])
-    return {"type": "Dict", "spaces": pairs}
+    description: SpaceDict = {"type": "Dict", "spaces": pairs}
+    if not getattr(space, "sort_keys", True):  # decides the order of the batched space
+        description["sort_keys"] = False
+    return description
 
 
 def _dict_from_dict(description: Mapping[str, Any], where: str) -> spaces.Dict:
-    return spaces.Dict(
-        [(key, space_from_dict(subspace, f"{where}[{_shown(key)}]")) for key, subspace in description["spaces"]]
-    )
+    pairs = [(key, space_from_dict(subspace, f"{where}[{_shown(key)}]")) for key, subspace in description["spaces"]]
+    if description.get("sort_keys", True):
+        return spaces.Dict(pairs)
+    return spaces.Dict(pairs, sort_keys=False)
 
 
 def _shown(key: Any) -> str:

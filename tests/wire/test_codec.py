@@ -1,0 +1,215 @@
+"""Values survive the wire exactly: raw layouts and packed values."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import OrderedDict
+from typing import Any
+
+import gymnasium as gym
+import msgspec
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Text, Tuple
+from gymnasium.vector.utils import batch_space
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentgpt_remote.codec import DOES_NOT_FIT, NUMPY_SCALARS, PYTHON_INTS, Layout, pack_info, pack_value, unpack_value
+from agentgpt_remote.errors import NotSendable, ProtocolError, UnsupportedSpace
+from tests.wire.equality import exactly_equal
+from tests.wire.spaces_samples import SPACES
+
+SAMPLED = [space for space in SPACES if space.dtype not in (np.uint64, np.longdouble)]
+
+
+@pytest.mark.parametrize("space", SAMPLED, ids=str)
+def test_layout_round_trips_one_value(space: gym.Space[Any]) -> None:
+    layout = Layout(space)
+    buffer = bytearray(layout.nbytes(1) + 16)
+    for seed in range(3):
+        space.seed(seed)
+        value = space.sample()
+        kind = layout.encode_one(value, buffer, 16)
+        assert kind in (NUMPY_SCALARS, PYTHON_INTS)
+        assert exactly_equal(layout.decode_one(buffer, 16, kind), value)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("space", SAMPLED, ids=str)
+def test_layout_round_trips_a_batch(space: gym.Space[Any], n: int) -> None:
+    layout, batched = Layout(space), batch_space(space, n)
+    batched.seed(n)
+    value = batched.sample()
+    buffer = bytearray(layout.nbytes(n))
+    assert layout.encode_batch(value, n, buffer, 0)
+    restored = layout.decode_batch(buffer, 0, n)
+    buffer[:] = bytes(len(buffer))
+    assert exactly_equal(restored, value)
+    assert exactly_equal(layout.decode_batch(memoryview(buffer), 0, n, copy=True).__class__, value.__class__)
+
+
+def test_decoded_arrays_are_writable_and_aligned() -> None:
+    space = Dict({"image": Box(0, 255, (84, 84, 4), dtype=np.uint8), "speed": Box(-1, 1, (3,), dtype=np.float64)})
+    layout = Layout(space)
+    buffer = bytearray(layout.nbytes(2))
+    for array in layout.decode_batch(buffer, 0, 2).values():
+        assert array.flags.writeable
+        assert array.flags.aligned
+
+
+def test_nan_infinities_and_negative_zero_keep_their_bits() -> None:
+    layout = Layout(Box(-np.inf, np.inf, (5,), dtype=np.float64))
+    value = np.array([np.nan, np.inf, -np.inf, -0.0, 5e-324])
+    value.view(np.uint64)[0] |= 1  # a payload in the nan
+    buffer = bytearray(layout.nbytes(1))
+    assert layout.encode_one(value, buffer, 0) == NUMPY_SCALARS
+    assert layout.decode_one(buffer, 0).tobytes() == value.tobytes()
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3)])
+def test_discrete_keeps_its_python_type(value: Any) -> None:
+    layout = Layout(Discrete(5))
+    buffer = bytearray(layout.nbytes(1))
+    kind = layout.encode_one(value, buffer, 0)
+    assert type(layout.decode_one(buffer, 0, kind)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("space", "value"),
+    [
+        (Box(-1, 1, (2,)), np.zeros(2)),
+        (Box(-1, 1, (2,)), np.zeros((1, 2), np.float32)),
+        (Box(-1, 1, (2,)), [0.0, 0.0]),
+        (Box(-1, 1, ()), np.float32(0.5)),
+        (Discrete(2), True),
+        (Discrete(2), np.int32(1)),
+        (Discrete(2), 2**70),
+        (Tuple((Discrete(2), Discrete(2))), (1, np.int64(1))),
+        (Tuple((Discrete(2),)), [1]),
+        (Dict({"a": Discrete(2)}), {"a": 1, "b": 2}),
+        (Dict({"a": Discrete(2)}), OrderedDict(a=1)),
+    ],
+)
+def test_value_that_is_not_exactly_of_the_space_does_not_fit(space: gym.Space[Any], value: Any) -> None:
+    layout = Layout(space)
+    assert layout.encode_one(value, bytearray(64), 0) == DOES_NOT_FIT
+    assert exactly_equal(unpack_value(pack_value(value)), value)
+
+
+def test_batch_of_the_wrong_size_does_not_fit() -> None:
+    assert not Layout(MultiBinary(2)).encode_batch(np.zeros((3, 2), np.int8), 2, bytearray(64), 0)
+
+
+def test_space_without_fixed_layout_is_refused() -> None:
+    with pytest.raises(UnsupportedSpace, match=r"Text.*\['name'\]"):
+        Layout(Dict({"name": Text(3)}))
+
+
+VALUES: list[Any] = [
+    None,
+    True,
+    2**64,
+    -(2**63) - 1,
+    -(2**200),
+    0.1,
+    math.inf,
+    -0.0,
+    1 - 2j,
+    "Grüße",
+    b"\x00\xff",
+    bytearray(b"ab"),
+    (1, (2, [3, ()])),
+    {"a": {"b": {}}, "c": []},
+    {1: "a", (2, 3): None, None: 1.5},
+    {1, 2},
+    frozenset({"x"}),
+    OrderedDict([("z", 1), ("a", 2)]),
+    np.float64(0.1),
+    np.float32(0.1),
+    np.int8(-3),
+    np.bool_(True),
+    np.str_("text"),
+    np.str_(""),
+    np.bytes_(b"ab"),
+    np.datetime64("2024-05-06T07:08:09.123456789"),
+    np.timedelta64(3, "D"),
+    np.complex64(1j),
+    np.longdouble("0.1"),
+    np.float16(0.3),
+    np.arange(6, dtype=np.int32).reshape(2, 3).T,
+    np.array(3.0),
+    np.zeros((0, 3), np.uint8),
+    np.array([1, 2], dtype=">i4"),
+    np.array(["a", "längst"]),
+    np.array([True, False]),
+    np.array([None, {"a": np.float32(1)}, np.zeros(2), (1,), "s"], dtype=object),
+    np.array([(1, 2.5)], dtype=[("a", "<i4"), ("b", "<f8")]),
+    np.array(["2024-01-01"], dtype="M8[D]"),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_packed_value_round_trips(value: Any) -> None:
+    assert exactly_equal(unpack_value(pack_value({"key": [value]})), {"key": [value]})
+
+
+def test_unpacked_arrays_are_writable_and_own_their_memory() -> None:
+    array = unpack_value(bytes(pack_value(np.arange(3))))
+    array[0] = 7
+    assert array.flags.owndata
+
+
+JSONISH = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec="utf-8")) | st.binary(),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=20,
+)
+
+
+@given(JSONISH)
+def test_any_nested_value_round_trips(value: Any) -> None:
+    assert exactly_equal(unpack_value(pack_value(value)), value)
+
+
+@given(st.binary(max_size=64))
+def test_random_bytes_are_a_value_or_a_protocol_error(data: bytes) -> None:
+    with contextlib.suppress(ProtocolError):
+        assert exactly_equal(unpack_value(pack_value(unpack_value(data))), unpack_value(data))
+
+
+@given(st.integers(0, 11), st.binary(max_size=40))
+def test_random_extensions_are_a_value_or_a_protocol_error(code: int, data: bytes) -> None:
+    packed = msgspec.msgpack.encode([msgspec.msgpack.Ext(code, data)])
+    with contextlib.suppress(ProtocolError):
+        assert isinstance(unpack_value(packed), list)
+
+
+class _Thing:
+    pass
+
+
+@pytest.mark.parametrize("value", [_Thing(), lambda: 1, np.array([_Thing()], dtype=object), {"a": [range(3)]}])
+def test_value_that_would_need_code_is_refused(value: Any) -> None:
+    with pytest.raises(NotSendable, match="can't be sent"):
+        pack_value({"deep": value})
+
+
+def test_value_that_contains_itself_is_refused() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(NotSendable):
+        pack_value(endless)
+
+
+def test_pack_info_leaves_out_what_cannot_be_sent_with_its_mask() -> None:
+    data, dropped = pack_info({"env": _Thing(), "_env": np.ones(1, bool), "x": 1, "_private": 2})
+    assert dropped == ["env"]
+    assert unpack_value(data) == {"x": 1, "_private": 2}
+
+
+def test_pack_info_of_sendable_values_drops_nothing() -> None:
+    data, dropped = pack_info({"x": np.float32(1)})
+    assert dropped == []
+    assert exactly_equal(unpack_value(data), {"x": np.float32(1)})
