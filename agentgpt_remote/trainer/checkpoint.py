@@ -1,0 +1,121 @@
+"""Checkpoints: whole or absent, the last few and the best."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agentgpt_remote.errors import TrainingFailed
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step-(\d+)\.pt")
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    A file is written beside its name, flushed to the disk and then renamed, so that a crash at any moment
+    leaves the previous one whole. Files hold tensors, numbers, texts, lists and dicts only and are read
+    with ``weights_only=True``: nothing in them is executed.
+
+    Args:
+        folder: made if it is missing.
+        keep: how many of the last ones are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def save(self, state: dict[str, Any], env_steps: int, *, best: bool = False) -> Path:
+        """Write a checkpoint and drop the oldest beyond ``keep``.
+
+        Args:
+            state: what :meth:`load_last` returns later.
+            env_steps: environment steps so far; names the file.
+            best: also keep it as the best.
+
+        Raises:
+            TrainingFailed: the disk is full or not writable; earlier checkpoints are untouched.
+        """
+        path = self.folder / f"step-{env_steps:012d}.pt"
+        payload = {"format_version": FORMAT_VERSION, "env_steps": env_steps, **state}
+        self._write(payload, path)
+        if best:
+            self._link(path, self.folder / "best.pt")
+        for old in self.paths()[: -self.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def paths(self) -> list[Path]:
+        """Return the numbered checkpoints, oldest first."""
+        return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+
+    def load_last(self) -> dict[str, Any] | None:
+        """Return the newest checkpoint's state, or None where there is none.
+
+        Raises:
+            TrainingFailed: it is damaged or of another version.
+        """
+        paths = self.paths()
+        return load_checkpoint(paths[-1]) if paths else None
+
+    def _write(self, payload: dict[str, Any], path: Path) -> None:
+        temporary = path.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(payload, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            self._sync_folder()
+        except (OSError, RuntimeError) as error:
+            with contextlib.suppress(OSError):  # the disk may refuse this as well
+                temporary.unlink(missing_ok=True)
+            raise TrainingFailed(
+                f"could not write the checkpoint {path}: {error}; earlier checkpoints are whole, "
+                "free some space and continue with --resume"
+            ) from error
+
+    def _link(self, path: Path, name: Path) -> None:
+        temporary = name.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            temporary.write_bytes(path.read_bytes())
+        temporary.replace(name)
+
+    def _sync_folder(self) -> None:
+        if os.name != "posix":
+            return
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's state.
+
+    Raises:
+        TrainingFailed: it is damaged or of another version.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise TrainingFailed(
+            f"the checkpoint {path} can't be read ({error}): delete it to use an earlier one"
+        ) from error
+    version = state.get("format_version")
+    if version != FORMAT_VERSION:
+        raise TrainingFailed(f"the checkpoint {path} has format version {version}: expected {FORMAT_VERSION}")
+    return state

@@ -1,0 +1,116 @@
+"""From hyperparameters to open lanes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gymnasium.vector import VectorEnv
+
+from agentgpt_remote.errors import ConfigError, ConnectionLost, RemoteTimeout
+from agentgpt_remote.policy.features import ObservationFeatures
+from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
+from agentgpt_remote.trainer.lanes import Lane, check_same_spaces
+from agentgpt_remote.wrappers.local_host import LocalHost
+from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
+
+logger = logging.getLogger("agentgpt_remote.trainer")
+
+
+@dataclass(kw_only=True, eq=False)
+class OpenedHosts:
+    """Lanes to train on, and what ends with them.
+
+    Attributes:
+        lanes: at least one.
+        description: one line for people and for provenance.
+    """
+
+    lanes: list[Lane]
+    description: str
+
+    @property
+    def num_agents(self) -> int:
+        """Agents of all lanes together."""
+        return sum(lane.num_agents for lane in self.lanes)
+
+
+def open_hosts(
+    hyperparameters: Hyperparameters,
+    envs: Sequence[VectorEnv[Any, Any, Any] | str] | None,
+    token: str | None,
+    stack: contextlib.ExitStack,
+) -> OpenedHosts:
+    """Open the environments to train on.
+
+    Args:
+        hyperparameters: ``env_id`` or ``env_hosts`` where ``envs`` is None.
+        envs: vector environments, which stay the caller's, or URLs of hosts.
+        token: of the hosts.
+        stack: closes what is opened here.
+
+    Raises:
+        ConfigError: nothing is named, or the hosts serve different environments.
+        HostUnreachable: none of the hosts answers; where some do, the others are logged.
+    """
+    named: list[tuple[str, VectorEnv[Any, Any, Any]]]
+    if envs is not None:
+        hosts = {str(item): EnvHost(env_endpoint=item) for item in envs if isinstance(item, str)}
+        given = [item for item in envs if not isinstance(item, str)]
+        named = [(f"envs[{index}]", item) for index, item in enumerate(given)]
+        named += _open_remote(hosts, hyperparameters, token, stack)
+        description = ", ".join([*hosts, *(type(item).__name__ for item in given)])
+    elif hyperparameters.env_hosts:
+        named = _open_remote(hyperparameters.env_hosts, hyperparameters, token, stack)
+        description = ", ".join(host.env_endpoint for host in hyperparameters.env_hosts.values())
+    elif hyperparameters.env_id:
+        named = _open_local(hyperparameters, stack)
+        description = hyperparameters.env_id
+    else:
+        raise ConfigError("no environment is named: set env_id or env_hosts, or pass envs")
+    if not named:
+        raise ConfigError(f"envs={envs!r}: expected at least one vector environment or URL")
+    names, vector_envs = [name for name, _ in named], [env for _, env in named]
+    check_same_spaces(vector_envs, names)
+    features = ObservationFeatures(vector_envs[0].single_observation_space)
+    timeout_s = hyperparameters.step_timeout_s
+    return OpenedHosts(lanes=[Lane(name, env, features, timeout_s) for name, env in named], description=description)
+
+
+def _split(total: int, lanes: int) -> list[int]:
+    """Return sizes of at most so many lanes that add up to the total."""
+    lanes = min(lanes, total)
+    return [total // lanes + (index < total % lanes) for index in range(lanes)]
+
+
+def _open_local(hyperparameters: Hyperparameters, stack: contextlib.ExitStack) -> list[tuple[str, Any]]:
+    source = str(hyperparameters.env_id)
+    host = stack.enter_context(LocalHost(source, **hyperparameters.env_kwargs))
+    sizes = _split(hyperparameters.num_envs, hyperparameters.lanes_per_host)
+    return [
+        (f"{source}/{lane}", stack.enter_context(RemoteVectorEnv(url=host.url, token=host.token, num_envs=size)))
+        for lane, size in enumerate(sizes)
+    ]
+
+
+def _open_remote(
+    hosts: Any, hyperparameters: Hyperparameters, token: str | None, stack: contextlib.ExitStack
+) -> list[tuple[str, Any]]:
+    """Open all hosts that answer."""
+    opened: list[tuple[str, Any]] = []
+    errors: list[ConnectionLost | RemoteTimeout] = []
+    for name, host in hosts.items():
+        total = host.num_agents or hyperparameters.num_envs
+        try:
+            for lane, size in enumerate(_split(total, hyperparameters.lanes_per_host)):
+                env = RemoteVectorEnv(url=host.env_endpoint, token=token, num_envs=size, **hyperparameters.env_kwargs)
+                opened.append((f"{name}/{lane}", stack.enter_context(env)))
+        except (ConnectionLost, RemoteTimeout) as error:
+            logger.warning("host=%s url=%s left out: %s", name, host.env_endpoint, error)
+            errors.append(error)
+    if not opened and errors:
+        raise errors[0]
+    return opened

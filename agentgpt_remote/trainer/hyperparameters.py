@@ -1,0 +1,302 @@
+"""What a training run is told: hyperparameters, their ranges and how the open ones are resolved."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from agentgpt_remote.errors import ConfigError
+from agentgpt_remote.policy.config import GPTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvHost:
+    """A host to train on.
+
+    Attributes:
+        env_endpoint: its URL, ``ws://`` or ``http://``.
+        num_agents: environments to open there; None takes as many as the host offers by default.
+    """
+
+    env_endpoint: str
+    num_agents: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            ConfigError: not a URL, or fewer than one environment.
+        """
+        if not isinstance(self.env_endpoint, str) or "://" not in self.env_endpoint:
+            raise ConfigError(f"env_endpoint={self.env_endpoint!r}: expected a URL such as 'ws://127.0.0.1:8000'")
+        if self.num_agents is not None and (not isinstance(self.num_agents, int) or self.num_agents < 1):
+            raise ConfigError(f"num_agents={self.num_agents!r}: expected None or an integer of at least 1")
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Inclusive bounds of a number, or an open lower one."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+
+    def holds(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and value <= self.high and math.isfinite(value)
+
+    def __str__(self) -> str:
+        low = f"{'more than' if self.open_low else 'at least'} {self.low:g}"
+        return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
+
+
+_COUNT, _POSITIVE, _UNIT = _Range(1), _Range(0, open_low=True), _Range(0, 1)
+_RANGES = {
+    "num_envs": _COUNT,
+    "lanes_per_host": _COUNT,
+    "max_steps": _COUNT,
+    "seed": _Range(0, 2**31 - 1),
+    "num_layers": _Range(1, 64),
+    "d_model": _Range(2, 8192),
+    "num_heads": _Range(1, 128),
+    "max_input_states": _Range(1, 8192),
+    "rollout_steps": _COUNT,
+    "chunk_steps": _COUNT,
+    "batch_size": _COUNT,
+    "replay_ratio": _Range(1, 100),
+    "lr_init": _Range(0, 1, open_low=True),
+    "lr_end": _Range(0, 1),
+    "lr_warmup_updates": _Range(0),
+    "critic_lr_factor": _POSITIVE,
+    "max_grad_norm": _POSITIVE,
+    "gamma_init": _UNIT,
+    "lambda_init": _UNIT,
+    "clip_range": _POSITIVE,
+    "target_kl": _POSITIVE,
+    "entropy_coef": _Range(0),
+    "init_log_std": _Range(-10, 5),
+    "torch_threads": _Range(1, 1024),
+    "checkpoint_interval_s": _POSITIVE,
+    "keep_checkpoints": _COUNT,
+    "step_timeout_s": _POSITIVE,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """What to learn on, and how. A field that is None is resolved when training starts, shown and saved.
+
+    Attributes:
+        env_id: source of the environment, hosted by a process of its own on this machine.
+        env_hosts: hosts to train on instead, by name.
+        env_kwargs: keyword arguments of the environment.
+        num_envs: environments of the host that is started for ``env_id``.
+        lanes_per_host: sessions that its environments are split over, so that one steps while another is acted on.
+        max_steps: environment steps of the run, all agents together.
+        seed: seed of the environments, the first weights, the actions and the order of training.
+        resume_training: continue the run from its last checkpoint.
+        use_tensorboard: write TensorBoard events beside metrics.jsonl.
+        device: torch device that learns and acts: "auto", "cpu", "cuda", "cuda:1", ...
+        torch_threads: threads of torch's operators.
+        num_layers: transformer blocks, of the actor and of the critic each.
+        d_model: width of a token.
+        num_heads: attention heads.
+        max_input_states: attention window in tokens, the current one included.
+        rollout_steps: environment steps collected for one update, all agents together.
+        chunk_steps: consecutive steps of one agent that are trained on as one sequence.
+        batch_size: environment steps per gradient step.
+        replay_ratio: how often each environment step is trained on at most; the KL stop may end earlier.
+        lr_init: first learning rate.
+        lr_end: last learning rate.
+        lr_scheduler: how the learning rate falls over ``max_steps``.
+        lr_warmup_updates: gradient steps over which the learning rate first rises.
+        critic_lr_factor: the critic's learning rate as a multiple of the actor's.
+        max_grad_norm: gradients of the actor and of the critic are clipped to this norm each.
+        gamma_init: discount factor.
+        lambda_init: decay of the generalised advantage estimate.
+        clip_range: clip of the probability ratio.
+        target_kl: an epoch whose mean KL divergence from the acting policy exceeds this is the update's last.
+        entropy_coef: weight of the entropy bonus.
+        init_log_std: first log standard deviation of continuous actions, in units of half the action range.
+        normalize_observations: normalise numeric observations by their running mean and deviation.
+        normalize_rewards: divide rewards by the running deviation of their discounted sums.
+        checkpoint_interval_s: seconds between checkpoints; the end of training always writes one.
+        keep_checkpoints: how many of the last checkpoints are kept, beside the best.
+        step_timeout_s: seconds without a reply after which a host counts as lost.
+    """
+
+    env_id: str | None = None
+    env_hosts: Mapping[str, EnvHost] = field(default_factory=dict)
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    num_envs: int = 16
+    lanes_per_host: int = 2
+    max_steps: int = 100_000
+    seed: int = 0
+    resume_training: bool = False
+    use_tensorboard: bool = True
+    device: str = "auto"
+    torch_threads: int | None = None
+    num_layers: int | None = None
+    d_model: int | None = None
+    num_heads: int | None = None
+    max_input_states: int = 16
+    rollout_steps: int | None = None
+    chunk_steps: int | None = None
+    batch_size: int | None = None
+    replay_ratio: int | None = None
+    lr_init: float | None = None
+    lr_end: float | None = None
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    lr_warmup_updates: int = 20
+    critic_lr_factor: float = 1.0
+    max_grad_norm: float = 0.5
+    gamma_init: float = 0.99
+    lambda_init: float = 0.95
+    clip_range: float = 0.2
+    target_kl: float = 0.03
+    entropy_coef: float | None = None
+    init_log_std: float = -0.5
+    normalize_observations: bool = True
+    normalize_rewards: bool = True
+    checkpoint_interval_s: float = 10.0
+    keep_checkpoints: int = 3
+    step_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a field of the wrong type or out of range.
+        """
+        hints = typing.get_type_hints(type(self))
+        for spec in fields(self):
+            value = _checked(spec.name, getattr(self, spec.name), hints[spec.name])
+            object.__setattr__(self, spec.name, value)
+        if self.lr_init is not None and self.lr_end is not None and self.lr_end > self.lr_init:
+            raise ConfigError(f"lr_end={self.lr_end!r}: expected at most lr_init={self.lr_init!r}")
+        if self.env_id is not None and self.env_hosts:
+            raise ConfigError(f"env_id={self.env_id!r} and env_hosts are both set: expected one of them")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Hyperparameters:
+        """Build from ``to_dict``'s result, or from any mapping of field names to values.
+
+        Raises:
+            ConfigError: an unknown field (the closest name is given), a wrong type or a value out of range.
+        """
+        names = [spec.name for spec in fields(cls)]
+        for name in values:
+            if name not in names:
+                close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+                hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
+                raise ConfigError(f"unknown hyperparameter {name!r}: {hint}")
+        return cls(**values)
+
+    def resolve(self, device: str, *, continuous: bool = False, num_agents: int = 16) -> Hyperparameters:
+        """Return a copy in which nothing is open.
+
+        Args:
+            device: torch device in use, such as "cpu" or "cuda:0".
+            continuous: the action space has continuous columns only.
+            num_agents: agents that are trained on at once.
+        """
+        small = device.startswith("cpu")
+        d_model = self.d_model or (64 if small else 256)
+        rollout = self.rollout_steps or max(1024, 64 * num_agents)
+        lr_init = self.lr_init or (7e-4 if d_model <= 128 else 2e-4)
+        open_fields: dict[str, Any] = {
+            "device": device,
+            "torch_threads": 1 if small and d_model <= 128 else None,
+            "num_layers": 2 if small else 4,
+            "d_model": d_model,
+            "num_heads": _heads(d_model),
+            "rollout_steps": rollout,
+            "chunk_steps": max(1, min(64, rollout // num_agents)),
+            "batch_size": min(256, rollout),
+            "replay_ratio": 8,
+            "lr_init": lr_init,
+            "lr_end": lr_init * 0.02,
+            "entropy_coef": 0.0 if continuous else 0.005,
+        }
+        chosen = {name: value for name, value in open_fields.items() if getattr(self, name) in (None, "auto")}
+        if chosen.get("torch_threads", 1) is None:
+            chosen["torch_threads"] = _usable_cores()
+        return replace(self, **chosen)
+
+    def model_config(self) -> GPTConfig:
+        """Return the model's sizes; call it on resolved hyperparameters.
+
+        Raises:
+            ConfigError: sizes that do not fit each other, or are still open.
+        """
+        sizes = {name: getattr(self, name) for name in ("num_layers", "d_model", "num_heads", "max_input_states")}
+        return GPTConfig(**sizes, init_log_std=self.init_log_std)
+
+
+def _usable_cores() -> int:
+    import os
+
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, count - 1)
+
+
+def _heads(d_model: int) -> int:
+    """Return the most heads of width 16 to 64 that divide the model's width."""
+    wanted = 16 if d_model <= 128 else 32
+    return next((d_model // size for size in (wanted, 2 * wanted, wanted // 2, 4, 2) if d_model % size == 0), 1)
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """Return the value, checked against its annotation and range."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    kind = next(option for option in options if option is not type(None))
+    if typing.get_origin(kind) is Literal:
+        if value not in typing.get_args(kind):
+            raise ConfigError(f"{name}={value!r}: expected one of {', '.join(map(repr, typing.get_args(kind)))}")
+        return value
+    if name == "env_hosts":
+        return _checked_hosts(value)
+    if typing.get_origin(kind) is not None:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name}={value!r}: expected a mapping")
+        return dict(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{name}={value!r}: expected {_describe(name, kind)}, got {type(value).__name__}")
+    limits = _RANGES.get(name)
+    if limits is not None and not limits.holds(value):
+        raise ConfigError(f"{name}={value!r}: expected {_describe(name, kind)}")
+    return value
+
+
+def _describe(name: str, kind: type) -> str:
+    noun = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[kind]
+    return f"{noun} of {_RANGES[name]}" if name in _RANGES else noun
+
+
+def _checked_hosts(value: Any) -> dict[str, EnvHost]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"env_hosts={value!r}: expected a mapping of names to EnvHost")
+    hosts = {}
+    for name, host in value.items():
+        if isinstance(host, Mapping):
+            unknown = set(host) - {"env_endpoint", "num_agents"}
+            if unknown or "env_endpoint" not in host:
+                raise ConfigError(f"env_hosts[{name!r}]={host!r}: expected the fields env_endpoint and num_agents")
+            host = EnvHost(**host)
+        if not isinstance(host, EnvHost):
+            raise ConfigError(f"env_hosts[{name!r}]={host!r}: expected an EnvHost")
+        hosts[str(name)] = host
+    return hosts

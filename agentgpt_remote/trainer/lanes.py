@@ -1,0 +1,133 @@
+"""Lanes: vector environments that the trainer acts on, each at its own pace."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+
+from agentgpt_remote.errors import ConfigError, TrainingFailed
+from agentgpt_remote.policy.features import Float32, ObservationFeatures
+from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_ready
+
+logger = logging.getLogger("agentgpt_remote.trainer")
+
+
+class LaneStep(NamedTuple):
+    """What one step of a lane returned, for its n agents.
+
+    Attributes:
+        obs: compact observations, float32 (n, width).
+        reward: float64 (n,).
+        terminated: bool (n,).
+        truncated: bool (n,).
+    """
+
+    obs: Float32
+    reward: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+
+
+class Lane:
+    """A vector environment under NEXT_STEP autoreset, stepped without waiting.
+
+    Args:
+        name: for messages, such as the host's name.
+        envs: the vector environment; a RemoteVectorEnv steps on its host meanwhile, others in ``receive``.
+        features: of the single observation space.
+        timeout_s: seconds without a reply after which the lane counts as lost.
+
+    Raises:
+        ConfigError: the environment resets in another way.
+    """
+
+    def __init__(
+        self, name: str, envs: VectorEnv[Any, Any, Any], features: ObservationFeatures, timeout_s: float
+    ) -> None:
+        mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        if mode != AutoresetMode.NEXT_STEP:
+            raise ConfigError(f"{name}: autoreset_mode={mode}: expected AutoresetMode.NEXT_STEP to train on")
+        self.name, self.envs, self.features, self.timeout_s = name, envs, features, timeout_s
+        self.num_agents = envs.num_envs
+        self.remote = envs if isinstance(envs, RemoteVectorEnv) else None
+        self._actions: Any = None
+
+    def reset(self, seed: int | None) -> Float32:
+        """Reset all environments and return compact observations (n, width)."""
+        observations, _ = self.envs.reset(seed=seed)
+        return self._encode(observations)
+
+    def send(self, actions: Any) -> None:
+        """Start a step with a batch of actions."""
+        if self.remote is not None:
+            self.remote.step_async(actions)
+        else:
+            self._actions = actions
+
+    def receive(self) -> LaneStep:
+        """Return the result of the step that ``send`` started.
+
+        Raises:
+            ConnectionLost: the host is gone.
+            RemoteTimeout: it did not answer in time.
+            RemoteEnvError: the environment raised there.
+            TrainingFailed: an observation or a reward is not finite.
+        """
+        if self.remote is not None:
+            result = self.remote.step_wait(timeout_s=self.timeout_s)
+        else:
+            result = self.envs.step(self._actions)
+        observations, reward, terminated, truncated, _ = result
+        reward = np.asarray(reward, np.float64)
+        self._check("reward", reward)
+        return LaneStep(self._encode(observations), reward, np.asarray(terminated), np.asarray(truncated))
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
+    def _encode(self, observations: Any) -> Float32:
+        obs = self.features.encode(observations)
+        self._check("observation", obs)
+        return obs
+
+    def _check(self, what: str, values: NDArray[Any]) -> None:
+        if np.isfinite(values).all():
+            return
+        agent = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise TrainingFailed(
+            f"{self.name}: the {what} of agent {agent} is not finite ({values[agent]}): "
+            "expected numbers; fix the environment or clip them there"
+        )
+
+
+def wait_for(lanes: Sequence[Lane], timeout_s: float) -> list[Lane]:
+    """Return the lanes whose step result can be received now, waiting up to ``timeout_s`` for the first one."""
+    local = [lane for lane in lanes if lane.remote is None]
+    remote = {id(lane.remote): lane for lane in lanes if lane.remote is not None}
+    envs = [lane.remote for lane in remote.values() if lane.remote is not None]
+    if not envs:
+        return local
+    ready = wait_ready(envs, 0.0 if local else timeout_s)
+    return local + [remote[id(env)] for env in ready]
+
+
+def check_same_spaces(envs: Sequence[VectorEnv[Any, Any, Any]], names: Sequence[str]) -> None:
+    """Check that all hosts offer the same environment.
+
+    Raises:
+        ConfigError: the spaces of two of them differ.
+    """
+    first = envs[0]
+    for name, env in zip(names, envs, strict=True):
+        for role in ("single_observation_space", "single_action_space"):
+            if getattr(env, role) != getattr(first, role):
+                raise ConfigError(
+                    f"{name} has {role} {getattr(env, role)}, {names[0]} has {getattr(first, role)}: "
+                    "expected every host to serve the same environment"
+                )

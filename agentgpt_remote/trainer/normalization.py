@@ -1,0 +1,76 @@
+"""Running statistics of observations, rewards and value targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+REWARD_CLIP = 10.0
+
+
+class RunningMoments:
+    """Mean and variance of everything seen, column by column (Chan et al. 1983, parallel form)."""
+
+    def __init__(self, width: int) -> None:
+        self.count = 0.0
+        self.mean: Float64 = np.zeros(width)
+        self.var: Float64 = np.ones(width)
+
+    def update(self, rows: NDArray[Any]) -> None:
+        """Take in rows of shape (n, width)."""
+        if not len(rows):
+            return
+        count, mean, var = len(rows), rows.mean(0, dtype=np.float64), rows.var(0, dtype=np.float64)
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        squares = (self.var * self.count if self.count else 0.0) + var * count
+        self.var = (squares + delta**2 * (self.count * count / total if self.count else 0.0)) / total
+        self.count = total
+
+    def scale(self) -> Float64:
+        """Return one over the deviation; 1 for a column that does not vary."""
+        return np.where(self.var > 1e-12, 1.0 / np.sqrt(np.maximum(self.var, 1e-12)), 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics as plain lists and numbers."""
+        return {"count": self.count, "mean": self.mean.tolist(), "var": self.var.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.count = float(state["count"])
+        self.mean, self.var = np.asarray(state["mean"], np.float64), np.asarray(state["var"], np.float64)
+
+
+class RewardScaler:
+    """Divides rewards by the running deviation of their discounted sums.
+
+    Args:
+        num_streams: agents.
+        gamma: discount factor.
+    """
+
+    def __init__(self, num_streams: int, gamma: float) -> None:
+        self.gamma = gamma
+        self.returns: Float64 = np.zeros(num_streams)
+        self.moments = RunningMoments(1)
+        self._pending: list[Float64] = []
+
+    def observe(self, streams: slice, reward: Float64, valid: NDArray[np.bool_], done: NDArray[np.bool_]) -> None:
+        """Take in one step of some agents; each array has shape (n,)."""
+        returns = self.returns[streams] * self.gamma + reward
+        self.returns[streams] = np.where(done | ~valid, 0.0, returns)
+        self._pending.append(returns[valid])
+
+    def refresh(self) -> None:
+        """Fold what was observed into the statistics."""
+        if self._pending:
+            self.moments.update(np.concatenate(self._pending)[:, None])
+            self._pending.clear()
+
+    def scale(self) -> float:
+        """Return the factor for rewards."""
+        return float(self.moments.scale()[0])

@@ -1,0 +1,72 @@
+"""The folder of a run: who may use it, its configuration, its result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agentgpt_remote.errors import ConfigError, RunExists
+
+CONFIG_NAME = "config.json"
+RESULT_NAME = "result.json"
+CONFIG_VERSION = 1
+
+
+def prepare_run_folder(run_dir: Path, *, resume: bool = False, force: bool = False) -> None:
+    """Make the folder, or check that it may be used.
+
+    Args:
+        run_dir: the run's folder.
+        resume: the run is to be continued.
+        force: an existing run is to be replaced.
+
+    Raises:
+        RunExists: there is a run, and neither ``resume`` nor ``force`` is set.
+        ConfigError: there is none to resume, or the folder holds something else.
+    """
+    config = run_dir / CONFIG_NAME
+    if resume:
+        if not config.exists():
+            raise ConfigError(f"{run_dir} holds no run to resume: expected {config}; start it without --resume")
+        return
+    if run_dir.exists() and any(run_dir.iterdir()):
+        if not force:
+            raise RunExists(
+                f"{run_dir} exists: continue it with --resume, replace it with --force, or name another run"
+            )
+        if not config.exists():
+            raise ConfigError(
+                f"{run_dir} is not a run's folder (no {CONFIG_NAME}): it is not replaced, name another run"
+            )
+        shutil.rmtree(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file that is whole or absent."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a JSON file of a run holds.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}: expected an object")
+    return values

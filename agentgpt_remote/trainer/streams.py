@@ -1,0 +1,95 @@
+"""Ring storage of what agents saw and did: one stream per agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class StreamStore:
+    """Tokens of many agents, each in a ring of its own.
+
+    A token is opened by an observation, gets an action, and is completed by the reward. An episode's last
+    token holds the final observation and is never ``valid``: nothing was decided there. Observations and
+    rewards are raw; whoever samples normalises them. Streams are independent: each has its own position.
+
+    Args:
+        num_streams: agents.
+        capacity: tokens kept per agent.
+        obs_width: columns of a compact observation.
+        action_width: columns of a compact action.
+
+    Attributes:
+        position: int64 array (num_streams,): tokens completed so far; the open token sits there.
+        trained: int64 array (num_streams,): tokens before this one have been trained on.
+    """
+
+    def __init__(self, num_streams: int, capacity: int, obs_width: int, action_width: int) -> None:
+        shape = (num_streams, capacity)
+        self.num_streams, self.capacity = shape
+        self.obs = np.zeros((*shape, obs_width), np.float32)
+        self.action = np.zeros((*shape, action_width), np.float32)
+        self.is_first = np.ones(shape, np.bool_)
+        self.log_prob = np.zeros(shape, np.float32)
+        self.version = np.zeros(shape, np.int64)
+        self.reward = np.zeros(shape, np.float64)
+        self.terminated = np.zeros(shape, np.bool_)
+        self.truncated = np.zeros(shape, np.bool_)
+        self.valid = np.zeros(shape, np.bool_)
+        self.position = np.zeros(num_streams, np.int64)
+        self.trained = np.zeros(num_streams, np.int64)
+
+    def open(self, streams: slice, obs: NDArray[Any], is_first: NDArray[np.bool_]) -> None:
+        """Begin a token for each of the streams.
+
+        Args:
+            streams: which streams, n of them.
+            obs: compact observations, (n, obs_width).
+            is_first: bool array (n,): an episode begins here.
+        """
+        rows, index = self._at(streams)
+        self.obs[rows, index] = obs
+        self.is_first[rows, index] = is_first
+
+    def act(self, streams: slice, action: NDArray[Any], log_prob: NDArray[Any], version: int) -> None:
+        """Store the decision taken at the open tokens: compact action (n, action_width), log-probability (n,)."""
+        rows, index = self._at(streams)
+        self.action[rows, index] = action
+        self.log_prob[rows, index] = log_prob
+        self.version[rows, index] = version
+
+    def complete(
+        self,
+        streams: slice,
+        reward: NDArray[Any],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        valid: NDArray[np.bool_],
+    ) -> None:
+        """Complete the open tokens with what the environment answered; each array has shape (n,)."""
+        rows, index = self._at(streams)
+        self.reward[rows, index] = reward
+        self.terminated[rows, index] = terminated
+        self.truncated[rows, index] = truncated
+        self.valid[rows, index] = valid
+        self.position[streams] += 1
+
+    def cut(self, streams: slice) -> None:
+        """End the streams where they are, as when their host is lost: bootstrap from the open token."""
+        rows = np.arange(streams.start, streams.stop)
+        last = (self.position[streams] - 1) % self.capacity
+        ended = self.terminated[rows, last]
+        self.truncated[rows, last] |= ~ended & self.valid[rows, last]
+
+    def new_tokens(self) -> int:
+        """Return how many completed tokens have not been trained on."""
+        return int((self.position - self.trained).sum())
+
+    def prev_action(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the actions before the tokens, broadcast over rows and tokens; shape (..., action_width)."""
+        return self.action[rows, (tokens - 1) % self.capacity]
+
+    def _at(self, streams: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return np.arange(streams.start, streams.stop), self.position[streams] % self.capacity

@@ -1,0 +1,1 @@
+"""Example environments and scripts."""
