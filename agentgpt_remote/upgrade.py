@@ -1,0 +1,109 @@
+"""The opening handshake of a WebSocket client, with errors that tell what listens there instead."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from agentgpt_remote.errors import AuthError, ConfigError, HostUnreachable, ProtocolMismatch
+
+if TYPE_CHECKING:
+    from websockets.http11 import Response
+
+
+def parse_url(url: str, path: str) -> tuple[str, int, str]:
+    """Return host, port and the full URI of a server's endpoint.
+
+    Raises:
+        ConfigError: the URL has no host, an unknown scheme, or holds credentials.
+    """
+    parts = urlsplit(url if "://" in url else f"ws://{url}")
+    if parts.scheme not in ("ws", "http") or not parts.hostname:
+        raise ConfigError(f"can't connect to {url!r}: expected ws://HOST:PORT or http://HOST:PORT")
+    if parts.username or parts.password:
+        raise ConfigError("a URL must not hold credentials: pass token= or set AGENTGPT_TOKEN")
+    try:
+        port = parts.port or 80
+    except ValueError as error:
+        raise ConfigError(f"can't connect to {url!r}: {error}") from error
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    query = f"?{parts.query}" if parts.query else ""
+    return parts.hostname, port, f"ws://{name}:{port}{parts.path.rstrip('/')}{path or '/'}{query}"
+
+
+def upgrade(sock: socket.socket, uri: str, headers: Mapping[str, str], deadline: float, url: str, hint: str) -> bytes:
+    """Do the opening handshake on a connected socket.
+
+    Args:
+        sock: the socket; its timeout is changed.
+        uri: URI to ask for.
+        headers: request headers to add.
+        deadline: when to give up, on the monotonic clock, in seconds.
+        url: how the server is called in errors.
+        hint: what to do where nothing answers.
+
+    Returns:
+        Bytes that came after the handshake.
+
+    Raises:
+        HostUnreachable: no answer in time.
+        AuthError: the server refused the token.
+        ProtocolMismatch: what listens there is another service.
+    """
+    from websockets.client import ClientProtocol
+    from websockets.http11 import Response
+    from websockets.uri import parse_uri
+
+    protocol = ClientProtocol(parse_uri(uri), max_size=None)
+    request = protocol.connect()
+    for name, value in headers.items():
+        request.headers[name] = value
+    protocol.send_request(request)
+    received, leftover = b"", b""
+    try:
+        sock.sendall(b"".join(protocol.data_to_send()))
+        response: Response | None = None
+        while response is None and protocol.handshake_exc is None:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            data = sock.recv(65536)
+            head, leftover = _split_head(received, data)
+            received += data
+            protocol.receive_data(head) if data else protocol.receive_eof()
+            if leftover and not protocol.events and protocol.handshake_exc is None:
+                protocol.receive_data(leftover)  # the body of a refusal
+            response = next((event for event in protocol.events_received() if isinstance(event, Response)), None)
+    except OSError as error:
+        reason = "the handshake timed out" if isinstance(error, TimeoutError) else f"{error.strerror or error}"
+        raise HostUnreachable(f"no WebSocket server answers at {url} ({reason}): {hint}") from error
+    if response is not None and protocol.handshake_exc is None:
+        return leftover
+    if response is not None:
+        raise _refused(response, url)
+    if received:
+        raise ProtocolMismatch(f"{url} is not an agentgpt server: {protocol.handshake_exc}")
+    raise HostUnreachable(f"{url} closed the connection during the handshake: {hint}")
+
+
+def _split_head(received: bytes, data: bytes) -> tuple[bytes, bytes]:
+    """Split ``data`` behind the end of the HTTP head, unless the head ended before."""
+    if b"\r\n\r\n" in received:
+        return data, b""
+    end = (received + data).find(b"\r\n\r\n")
+    if end < 0:
+        return data, b""
+    cut = end + 4 - len(received)
+    return data[:cut], data[cut:]
+
+
+def _refused(response: Response, url: str) -> Exception:
+    reason = response.reason_phrase
+    with contextlib.suppress(ValueError, TypeError, AttributeError, UnicodeDecodeError):  # any server may answer
+        reason = str(json.loads(bytes(response.body or b""))["error"])
+    if response.status_code in (401, 403):
+        return AuthError(f"{url} refused the connection: {reason}")
+    return ProtocolMismatch(f"{url} is not an agentgpt server: it answered HTTP {response.status_code} {reason}")
