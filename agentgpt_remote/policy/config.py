@@ -51,8 +51,8 @@ class GPTConfig:
 
     @property
     def hidden_size(self) -> int:
-        """Width of the gated feed-forward layer: 8/3 of ``d_model``, rounded to a multiple of 16."""
-        return max(16, round(8 * self.d_model / 3 / 16) * 16)
+        """Width of the gated feed-forward layer."""
+        return 2 * self.d_model
 
     @property
     def context_tokens(self) -> int:

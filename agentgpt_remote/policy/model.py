@@ -50,17 +50,18 @@ class SequenceModel(nn.Module):
         nn.init.normal_(self.head.weight, std=head_gain * config.d_model**-0.5)
         nn.init.zeros_(self.head.bias)
 
-    def outputs(self, inputs: TokenInputs, mask: Tensor) -> Tensor:
+    def outputs(self, inputs: TokenInputs, mask: Tensor, *, trim: bool = False) -> Tensor:
         """Return outputs of prepared tokens.
 
         Args:
             inputs: of shape (B, T, ...), T a multiple of the window.
             mask: from :func:`~agentgpt_remote.policy.trunk.window_mask`.
+            trim: leave out the first ``num_layers * window`` tokens, which are context.
 
         Returns:
-            float tensor of shape (B, T, num_outputs).
+            float tensor of shape (B, T, num_outputs), or as many tokens fewer as are left out.
         """
-        result: Tensor = self.head(self.trunk(self.encoder(inputs), mask))
+        result: Tensor = self.head(self.trunk(self.encoder(inputs), mask, trim=trim))
         return result
 
     def forward(self, obs: Tensor, prev_action: Tensor, is_first: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ class PolicyModel(SequenceModel):
             slots: B slots.
         """
         window = self.config.max_input_states
-        self.trunk(self.encoder(inputs), window_mask(is_first, window), cache, slots)
+        self.trunk.fill(self.encoder(inputs), window_mask(is_first, window), cache, slots)
         # Tokens since the last one that began an episode, that one included.
         last_first = is_first.shape[1] - 1 - is_first.flip(1).long().argmax(1)
         held = torch.where(is_first.any(1), is_first.shape[1] - last_first, is_first.shape[1])

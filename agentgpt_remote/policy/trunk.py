@@ -43,7 +43,7 @@ def window_mask(is_first: Tensor, window: int) -> Tensor:
         window: attention window in tokens.
 
     Returns:
-        float tensor of shape (B * T / window, 1, window, 2 * window).
+        float tensor of shape (B, T / window, 1, window, 2 * window).
     """
     batch, length = is_first.shape
     blocks = length // window
@@ -55,7 +55,7 @@ def window_mask(is_first: Tensor, window: int) -> Tensor:
     age = ring[:, None] + window - torch.arange(2 * window, device=is_first.device)
     visible = same & (age >= 0) & (age < window)
     mask = torch.zeros(visible.shape, device=is_first.device).masked_fill_(~visible, float("-inf"))
-    return mask.view(batch * blocks, 1, window, 2 * window)
+    return mask.unsqueeze(2)
 
 
 def _rms_norm(x: Tensor) -> Tensor:
@@ -110,37 +110,39 @@ class Block(nn.Module):
         result: Tensor = x + self.down(F.silu(gate) * up)
         return result
 
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor, trim: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Run over whole sequences.
 
         Args:
             x: float tensor of shape (B, T, d_model), T a multiple of the window.
             rope: the table's rows of the positions, shape (2, T, 1, 1, head_size).
-            mask: see :func:`window_mask`.
+            mask: (B, blocks, 1, window, 2 * window), of the blocks that are returned.
+            trim: the first block only gives context to the second and is not returned.
 
         Returns:
-            The new x, and the keys and values of all tokens, each (B, T, num_heads, head_size).
+            The new x, (B, T or T - window, d_model), and the keys and values of all tokens, each
+            (B, T, num_heads, head_size).
         """
-        batch, length, width = x.shape
         query, key, value = self._rotated(x, rope)  # (B, T, nh, hs)
-        blocks = length // self.window
-        shape = (batch * blocks, self.window, self.num_heads, self.head_size)
+        if trim:
+            query, x = query[:, self.window :], x[:, self.window :]
+        batch, length, width = x.shape
+        shape = (batch * (length // self.window), self.window, self.num_heads, self.head_size)
         attended = F.scaled_dot_product_attention(
             query.reshape(shape).transpose(1, 2),  # (B * blocks, nh, W, hs)
-            self._with_previous(key, blocks).transpose(1, 2),  # (B * blocks, nh, 2W, hs)
-            self._with_previous(value, blocks).transpose(1, 2),
-            attn_mask=mask,
+            self._with_previous(key, trim).transpose(1, 2),  # (B * blocks, nh, 2W, hs)
+            self._with_previous(value, trim).transpose(1, 2),
+            attn_mask=mask.flatten(0, 1),
         )
         x = x + self.project(attended.transpose(1, 2).reshape(batch, length, width))
         return self._mlp(x), key, value
 
-    def _with_previous(self, x: Tensor, blocks: int) -> Tensor:
+    def _with_previous(self, x: Tensor, trim: bool) -> Tensor:
         """Return each block of tokens after the one before it: (B, T, nh, hs) -> (B * blocks, 2W, nh, hs)."""
-        padded = F.pad(x, (0, 0, 0, 0, self.window, 0))
-        batch, shape = x.shape[0], (self.window, self.num_heads, self.head_size)
-        previous = padded[:, : -self.window].view(batch, blocks, *shape)
-        pairs = torch.cat((previous, padded[:, self.window :].view(batch, blocks, *shape)), dim=2)
-        return pairs.view(batch * blocks, 2 * self.window, self.num_heads, self.head_size)
+        if not trim:
+            x = F.pad(x, (0, 0, 0, 0, self.window, 0))
+        blocks = x.reshape(x.shape[0], -1, self.window, self.num_heads, self.head_size)
+        return torch.cat((blocks[:, :-1], blocks[:, 1:]), dim=2).flatten(0, 1)
 
     def step(self, x: Tensor, rope: Tensor, ring: RingStep) -> Tensor:
         """Run over one token per agent, x of shape (n, d_model), with the ring cache written in place."""
@@ -164,34 +166,47 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(self._stack)
         self.register_buffer("rope", rope_table(config.head_size, config.max_input_states), persistent=False)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: KVCache | None = None, slots: Slots | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, *, trim: bool = False) -> Tensor:
         """Run over whole sequences.
 
         Args:
             x: embedded tokens, float tensor of shape (B, T, d_model), T a multiple of the window.
             mask: see :func:`window_mask`.
-            cache: if given, the last ``window`` tokens' keys and values are written to its ``slots``; the
-                caller sets ``length``.
-            slots: B slots of the cache.
+            trim: leave out the first ``num_layers`` blocks, which are context: each layer drops one, so that
+                nothing is computed that no output depends on.
 
         Returns:
-            Normalised outputs, float tensor of shape (B, T, d_model).
+            Normalised outputs, float tensor of shape (B, T, d_model), or (B, T - num_layers * window, d_model).
+        """
+        rope = self._positions(x.shape[1])
+        for block in self._stack:
+            if trim:
+                mask = mask[:, 1:]
+            x, _, _ = block(x, rope[:, -x.shape[1] :], mask, trim)
+        return _rms_norm(x)
+
+    def fill(self, x: Tensor, mask: Tensor, cache: KVCache, slots: Slots) -> None:
+        """Write the last ``window`` tokens' keys and values of B sequences to B slots; the caller sets ``length``.
+
+        Args:
+            x: embedded tokens, float tensor of shape (B, T, d_model), T a multiple of the window.
+            mask: see :func:`window_mask`.
+            cache: written in place.
+            slots: B slots.
         """
         window, length = self.config.max_input_states, x.shape[1]
-        if length > self.rope.shape[1]:
-            repeats = -(-length // self.rope.shape[1])
-            rope = self.rope.repeat(1, repeats, 1)[:, :length, None, None]
-        else:
-            rope = self.rope[:, :length, None, None]  # (2, T, 1, 1, hs)
+        rope = self._positions(length)
         for layer, block in enumerate(self._stack):
-            x, key, value = block(x, rope, mask)
-            if cache is not None and slots is not None:
-                # T is a multiple of the window, so token T - W lies at ring index 0.
-                cache.keys[layer, slots] = key[:, -window:].transpose(1, 2)
-                cache.values[layer, slots] = value[:, -window:].transpose(1, 2)
-        if cache is not None and slots is not None:
-            cache.clock[slots] = length % cache.period
-        return _rms_norm(x)
+            x, key, value = block(x, rope, mask, False)
+            # T is a multiple of the window, so token T - W lies at ring index 0.
+            cache.keys[layer, slots] = key[:, -window:].transpose(1, 2)
+            cache.values[layer, slots] = value[:, -window:].transpose(1, 2)
+        cache.clock[slots] = length % cache.period
+
+    def _positions(self, length: int) -> Tensor:
+        """Return the rotary table of so many consecutive tokens, (2, T, 1, 1, head_size)."""
+        repeats = -(-length // self.rope.shape[1])
+        return self.rope.repeat(1, repeats, 1)[:, :length, None, None]
 
     def step(self, x: Tensor, is_first: Tensor, cache: KVCache, slots: Slots) -> Tensor:
         """Run over one token per agent; see :meth:`PolicyModel.act_step`."""

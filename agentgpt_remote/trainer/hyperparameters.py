@@ -212,7 +212,7 @@ class Hyperparameters:
         small = device.startswith("cpu")
         d_model = self.d_model or (64 if small else 256)
         rollout = self.rollout_steps or max(1024, 64 * num_agents)
-        lr_init = self.lr_init or (7e-4 if d_model <= 128 else 2e-4)
+        lr_init = self.lr_init or (5e-4 if continuous else 7e-4) * (1.0 if d_model <= 128 else 0.3)
         open_fields: dict[str, Any] = {
             "device": device,
             "torch_threads": 1 if small and d_model <= 128 else None,

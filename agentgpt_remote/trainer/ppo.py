@@ -13,9 +13,9 @@ from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.policy.encoder import TokenInputs
 from agentgpt_remote.policy.model import PolicyModel, ValueModel
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
-from agentgpt_remote.trainer.sampler import Chunks, Window, cut_chunks
+from agentgpt_remote.trainer.sampler import Chunks, Window, cut_chunks, window_values
 from agentgpt_remote.trainer.streams import StreamStore
-from agentgpt_remote.trainer.targets import Batch, RewardScaling, ValueScale, make_targets, scatter_values
+from agentgpt_remote.trainer.targets import Batch, RewardScaling, ValueScale, make_targets
 
 _T = TypeVar("_T")
 
@@ -79,24 +79,12 @@ class PPO:
             TrainingFailed: a loss or a gradient is not finite.
         """
         window = Window.of(store)
-        config = self.actor.config
-        chunks = cut_chunks(
-            store,
-            window,
-            steps=_required(self.hp.chunk_steps),
-            context=config.context_tokens,
-            attention=config.max_input_states,
-            encoder=self.actor.encoder,
-            device=self.device,
-        )
-        masks = chunks.masks(config.max_input_states)
-        with torch.no_grad():
-            scaled = self.critic.outputs(chunks.inputs, masks.flatten(0, 1))[..., 0]
-            values = (scaled * self.value_scale.std + self.value_scale.mean)[:, chunks.context :].cpu().numpy()
+        chunks = cut_chunks(store, window, _required(self.hp.chunk_steps), self.actor, self.device)
+        scaled = window_values(store, window, chunks, self.critic, self.device)
         targets = make_targets(
             store,
             window,
-            scatter_values(window, chunks, values),
+            scaled * self.value_scale.std.item() + self.value_scale.mean.item(),
             scaling=RewardScaling(reward_scale, reward_clip),
             gamma=self.hp.gamma_init,
             lambda_=self.hp.lambda_init,
@@ -107,10 +95,10 @@ class PPO:
         self.value_scale.update(fresh.to(self.device), self.critic.head)
         metrics = targets.metrics()
         store.trained[:] = store.position
-        metrics |= self._epochs(chunks, masks, batch, progress)
+        metrics |= self._epochs(chunks, batch, progress)
         return metrics
 
-    def _epochs(self, chunks: Chunks, masks: Tensor, batch: Batch, progress: float) -> dict[str, float]:
+    def _epochs(self, chunks: Chunks, batch: Batch, progress: float) -> dict[str, float]:
         count, steps = chunks.column.shape
         size = max(1, round(_required(self.hp.batch_size) / steps))
         parts = max(1, round(count / size))
@@ -121,7 +109,7 @@ class PPO:
             sums = dict.fromkeys(("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"), 0.0)
             for part in np.array_split(order, parts):
                 index = torch.from_numpy(part).to(self.device)
-                for name, value in self._minibatch(chunks, masks, batch, index, progress).items():
+                for name, value in self._minibatch(chunks, batch, index, progress).items():
                     sums[name] += value / parts
             epochs += 1
             if sums["approx_kl"] > self.hp.target_kl:
@@ -129,16 +117,13 @@ class PPO:
         metrics = {f"train/{name}": value for name, value in sums.items()}
         return metrics | {"train/epochs": float(epochs), "train/learning_rate": self.learning_rate(progress)}
 
-    def _minibatch(
-        self, chunks: Chunks, masks: Tensor, batch: Batch, index: Tensor, progress: float
-    ) -> dict[str, float]:
+    def _minibatch(self, chunks: Chunks, batch: Batch, index: Tensor, progress: float) -> dict[str, float]:
         inputs = TokenInputs(chunks.inputs.numeric[index], chunks.inputs.categories[index])
-        mask = masks[index].flatten(0, 1)
-        trained = slice(chunks.context, chunks.context + chunks.column.shape[1])
+        mask = chunks.mask[index]
         weight = batch.weight[index]
         weight = weight / weight.sum().clamp(min=1.0)
 
-        params = self.actor.outputs(inputs, mask)[:, trained]
+        params = self.actor.outputs(inputs, mask, trim=True)[:, : chunks.steps]
         distribution = self.actor.distribution(params)
         log_ratio = distribution.log_prob(batch.action[index]) - batch.log_prob[index]
         ratio = log_ratio.exp()
@@ -147,7 +132,7 @@ class PPO:
         policy_loss = -(torch.minimum(ratio * advantage, clipped * advantage) * weight).sum()
         entropy = (distribution.entropy() * weight).sum()
 
-        value = self.critic.outputs(inputs, mask)[:, trained, 0]
+        value = self.critic.outputs(inputs, mask, trim=True)[:, : chunks.steps, 0]
         target = (batch.value_target[index] - self.value_scale.mean) / self.value_scale.std
         value_loss = 0.5 * ((value - target).square() * weight).sum()
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agentgpt_remote.policy.encoder import TokenEncoder, TokenInputs
+from agentgpt_remote.policy.model import SequenceModel
 from agentgpt_remote.policy.trunk import window_mask
 from agentgpt_remote.trainer.streams import StreamStore
 
@@ -53,29 +54,28 @@ class Window:
 
 @dataclass(kw_only=True, eq=False)
 class Chunks:
-    """Sequences to train on: context, then up to ``steps`` new tokens, then one more for its value.
+    """Sequences to train on: ``num_layers`` blocks of context, then up to ``steps`` new tokens.
 
     Attributes:
         inputs: prepared tokens, (C, T, ...); T is a multiple of the attention window.
-        mask_is_first: bool (C, T): where attention starts anew, padding included.
+        mask: attention mask, (C, T / W, 1, W, 2W).
         stream: int64 (C,).
         column: int64 (C, steps): column of the window.
         inside: bool (C, steps): the column is there.
-        context: tokens before the first trained one.
+        encoder: that prepared the tokens.
     """
 
     inputs: TokenInputs
-    mask_is_first: Tensor
+    mask: Tensor
     stream: Int64
     column: Int64
     inside: NDArray[np.bool_]
-    context: int
+    encoder: TokenEncoder
 
-    def masks(self, window: int) -> Tensor:
-        """Return the attention masks, (C, blocks, 1, W, 2W)."""
-        count = self.mask_is_first.shape[0]
-        mask = window_mask(self.mask_is_first, window)
-        return mask.view(count, -1, *mask.shape[1:])
+    @property
+    def steps(self) -> int:
+        """New tokens of a chunk."""
+        return int(self.column.shape[1])
 
 
 def read_tokens(
@@ -109,39 +109,58 @@ def read_tokens(
     return inputs, torch.from_numpy(starts).to(device)
 
 
-def cut_chunks(
-    store: StreamStore,
-    window: Window,
-    *,
-    steps: int,
-    context: int,
-    attention: int,
-    encoder: TokenEncoder,
-    device: torch.device,
-) -> Chunks:
+def cut_chunks(store: StreamStore, window: Window, steps: int, model: SequenceModel, device: torch.device) -> Chunks:
     """Cut a window into chunks.
 
     Args:
         store: the streams.
         window: what is new in them.
         steps: new tokens per chunk.
-        context: tokens in front that make recomputed outputs exact.
-        attention: the attention window, whose multiple the sequences' length is.
-        encoder: of the model that reads them.
+        model: that reads them.
         device: where the tensors go.
     """
+    attention = model.config.max_input_states
     steps = min(steps, window.columns)
-    length = -(-(context + steps + 1) // attention) * attention
-    context = length - steps - 1
+    context = model.config.num_layers * attention
+    length = context + -(-steps // attention) * attention
     stream, begin = np.nonzero(np.arange(0, window.columns, steps) < window.length[:, None])
     column = begin[:, None] * steps + np.arange(steps)
-    inputs, starts = read_tokens(store, stream, window.start[stream] + column[:, 0] - context, length, encoder, device)
-    inside = column < window.length[stream][:, None]
+    first = window.start[stream] + column[:, 0] - context
+    inputs, starts = read_tokens(store, stream, first, length, model.encoder, device)
     return Chunks(
         inputs=inputs,
-        mask_is_first=starts,
+        mask=window_mask(starts, attention),
         stream=stream,
         column=np.minimum(column, window.columns - 1),
-        inside=inside,
-        context=context,
+        inside=column < window.length[stream][:, None],
+        encoder=model.encoder,
     )
+
+
+@torch.no_grad()
+def window_values(
+    store: StreamStore, window: Window, chunks: Chunks, critic: SequenceModel, device: torch.device
+) -> NDArray[np.float64]:
+    """Return a critic's outputs over a window and at the open tokens after it.
+
+    Args:
+        store: the streams.
+        window: the window.
+        chunks: cut from it.
+        critic: one output per token; its inputs are prepared as the chunks' are.
+        device: where the tensors go.
+
+    Returns:
+        Outputs (S, columns + 1); a stream's open token comes after its last completed one.
+    """
+    attention = critic.config.max_input_states
+    count = (critic.config.num_layers + 1) * attention
+    streams = np.arange(store.num_streams)
+    inputs, starts = read_tokens(store, streams, store.position - count + 1, count, chunks.encoder, device)
+    last = critic.outputs(inputs, window_mask(starts, attention), trim=True)[:, -1, 0]
+    inner = critic.outputs(chunks.inputs, chunks.mask, trim=True)[:, : chunks.steps, 0]
+    result = np.zeros((store.num_streams, window.columns + 1))
+    result[streams, window.length] = last.cpu().numpy()
+    rows = np.broadcast_to(chunks.stream[:, None], chunks.column.shape)
+    result[rows[chunks.inside], chunks.column[chunks.inside]] = inner.cpu().numpy()[chunks.inside]
+    return result

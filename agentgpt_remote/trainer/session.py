@@ -97,8 +97,9 @@ class TrainingSession:
             critic = ValueModel(observation_space, action_space, config).to(self.device)
         num_agents = sum(lane.num_agents for lane in lanes)
         self._rollout_tokens = max(int(hp.rollout_steps or 1), num_agents)
-        # Room for four even rollouts, or for one that a single lane filled alone.
-        capacity = 4 * self._rollout_tokens // min(lane.num_agents for lane in lanes) + 2 * config.context_tokens + 64
+        # Room for four even rollouts, or for one that the smallest lane filled alone, with its context.
+        smallest = min(lane.num_agents for lane in lanes)
+        capacity = 4 * self._rollout_tokens // smallest + 2 * (config.num_layers + 1) * config.max_input_states + 64
         actions = ActionFeatures(action_space)
         self.store = StreamStore(num_agents, capacity, self.model.observations.width, actions.width)
         self.rewards = RewardScaler(num_agents, hp.gamma_init)

@@ -121,26 +121,6 @@ class Targets:
         return {"train/explained_variance": explained, "train/policy_lag": float(self.lag[self.valid].mean())}
 
 
-def scatter_values(window: Window, chunks: Chunks, values: NDArray[np.float32]) -> Float64:
-    """Put values of chunks where their tokens lie in the window.
-
-    Args:
-        window: the window.
-        chunks: cut from it.
-        values: (C, steps + 1): of the trained tokens and of the one after them.
-
-    Returns:
-        Values (S, columns + 1); a stream's open token comes after its last completed one.
-    """
-    value = np.zeros((len(window.start), window.columns + 1))
-    # A chunk's token after the last is the next chunk's first: write it before, so that the latter stands.
-    count = chunks.inside.sum(1)
-    value[chunks.stream, chunks.column[:, 0] + count] = values[np.arange(len(count)), count]
-    rows = np.broadcast_to(chunks.stream[:, None], chunks.column.shape)
-    value[rows[chunks.inside], chunks.column[chunks.inside]] = values[:, :-1][chunks.inside]
-    return value
-
-
 def make_targets(
     store: StreamStore,
     window: Window,
@@ -156,7 +136,7 @@ def make_targets(
     Args:
         store: the streams.
         window: what is new in them.
-        value: from :func:`scatter_values`.
+        value: (S, columns + 1), in units of scaled rewards.
         scaling: of rewards.
         gamma: discount factor.
         lambda_: decay of the trace.
