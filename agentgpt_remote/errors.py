@@ -14,6 +14,8 @@ Each class also inherits the builtin that users already catch::
     ├── UnsupportedSpace (TypeError)          a space that can't be sent, or learned from
     ├── NotSendable (TypeError)               a value that the wire can't carry
     ├── InvalidAction (ValueError)            an action outside the action space
+    ├── InvalidObservation (ValueError)       an observation that does not fit the policy's space
+    ├── UnknownAgent (KeyError)               an agent id that the policy does not hold
     ├── ConfigError (ValueError)              a hyperparameter or an option is unknown or out of range
     ├── BundleError (ValueError)              a policy bundle is missing, damaged or of another version
     ├── RunExists (FileExistsError)           a run id that is taken, without resume or force
@@ -92,6 +94,17 @@ class NotSendable(AgentGPTError, TypeError):
 
 class InvalidAction(AgentGPTError, ValueError):
     """An action outside the action space."""
+
+
+class InvalidObservation(AgentGPTError, ValueError):
+    """An observation that does not fit the space the policy was trained on, or is not finite."""
+
+
+class UnknownAgent(AgentGPTError, KeyError):
+    """An agent id that the policy does not hold."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
 
 
 class ConfigError(AgentGPTError, ValueError):

@@ -182,6 +182,7 @@ def _bind(options: ServerOptions) -> socket.socket:
     try:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _keep_alive(listener)
         listener.bind((options.host, options.port))
     except OSError as error:
         listener.close()
@@ -193,6 +194,14 @@ def _bind(options: ServerOptions) -> socket.socket:
             ) from error
         raise ConfigError(f"can't listen on {options.host}:{options.port}: {error}") from error
     return listener
+
+
+def _keep_alive(listener: socket.socket) -> None:
+    """Have the kernel find peers that are gone; accepted connections inherit it."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _url_of(listener: socket.socket, options: ServerOptions) -> str:
@@ -219,6 +228,7 @@ def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], 
             ws="websockets-sansio",
             ws_max_size=options.max_frame_bytes,
             ws_per_message_deflate=False,
+            ws_ping_interval=None,  # a client that computes for a minute answers no ping; TCP keepalive finds dead peers
             timeout_graceful_shutdown=max(1, int(options.shutdown_timeout_s)),
             lifespan="on",
             access_log=False,

@@ -1,0 +1,30 @@
+"""The child process of a policy server that the package started: reports its URL, ends with its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import msgspec
+import torch
+
+from agentgpt_remote.errors import AgentGPTError
+from agentgpt_remote.policy.server import serve_policy
+from agentgpt_remote.processes import read_payload, report_ready, watch_parent
+
+_THREADS = 4
+
+
+def main() -> None:
+    """Serve the bundle that the payload names; report the URL, or the error that kept it from starting."""
+    settings: dict[str, Any] = msgspec.json.decode(read_payload())
+    watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    torch.set_num_threads(min(_THREADS, os.cpu_count() or 1))
+    try:
+        serve_policy(**settings, on_ready=lambda url: report_ready(url=url))
+    except AgentGPTError as error:
+        report_ready(error=type(error).__name__, text=str(error))
+
+
+main()

@@ -1,0 +1,170 @@
+"""The model at work: token streams of many agents in the slots of one KV cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agentgpt_remote.errors import CapacityReached
+from agentgpt_remote.policy.cache import KVCache, Slots
+from agentgpt_remote.policy.model import PolicyModel
+
+DEFAULT_MAX_AGENTS = 65_536
+_FIRST_SLOTS = 16
+
+
+class PolicyEngine:
+    """Acts for agents that each have a slot.
+
+    The cache doubles when it is full, up to ``max_agents``; released slots are used again.
+
+    Args:
+        model: the actor.
+        max_agents: most agents at once.
+    """
+
+    def __init__(self, model: PolicyModel, max_agents: int = DEFAULT_MAX_AGENTS) -> None:
+        self.model = model
+        self.max_agents = max_agents
+        self._device = model.log_std.device
+        self._capacity = min(_FIRST_SLOTS, max_agents)
+        self._cache, self._previous = self._make(self._capacity)
+        self._free = list(range(self._capacity - 1, -1, -1))
+
+    def _make(self, capacity: int) -> tuple[KVCache, Tensor]:
+        return self.model.make_cache(capacity), torch.zeros(capacity, self.model.actions.width, device=self._device)
+
+    def _grow(self, capacity: int) -> None:
+        cache, previous = self._make(capacity)
+        _copy_cache(self._cache, cache, self._capacity)
+        previous[: self._capacity] = self._previous
+        self._cache, self._previous = cache, previous
+        self._free[:0] = range(capacity - 1, self._capacity - 1, -1)
+        self._capacity = capacity
+
+    def allocate(self, count: int) -> list[int]:
+        """Return ``count`` slots that are nobody's.
+
+        Raises:
+            CapacityReached: there would be more than ``max_agents``.
+        """
+        used = self._capacity - len(self._free)
+        if used + count > self.max_agents:
+            raise CapacityReached(
+                f"{used + count} agents at once: this policy holds at most {self.max_agents}; "
+                "terminate agents that are gone"
+            )
+        while len(self._free) < count:
+            self._grow(min(2 * self._capacity, self.max_agents))
+        return [self._free.pop() for _ in range(count)]
+
+    def release(self, slots: list[int]) -> None:
+        """Give slots back."""
+        self._free.extend(slots)
+
+    @torch.inference_mode()
+    def act(
+        self,
+        obs: NDArray[np.float32],
+        slots: NDArray[np.int64],
+        is_first: NDArray[np.bool_],
+        generator: torch.Generator | None,
+    ) -> NDArray[np.float32]:
+        """Return compact actions for one new observation per agent.
+
+        Args:
+            obs: compact observations, float32 of shape (n, observation width).
+            slots: n different slots.
+            is_first: bool of shape (n,): the observation begins an episode.
+            generator: draws the actions; ``None`` takes the likeliest ones.
+
+        Returns:
+            float32 array of shape (n, action width).
+        """
+        index = self._index(slots)
+        first = torch.from_numpy(is_first).to(self._device)
+        observation = torch.from_numpy(np.ascontiguousarray(obs)).to(self._device)
+        params = self.model.act_step(observation, self._previous[index], first, self._cache, index)
+        distribution = self.model.distribution(params)
+        actions: Tensor = distribution.mode() if generator is None else distribution.sample(generator)
+        self._previous[index] = actions
+        result: NDArray[np.float32] = actions.cpu().numpy()
+        return result
+
+    def _index(self, slots: NDArray[np.int64]) -> Slots:
+        """Return the slots as a slice where they are consecutive, which is faster to read and write."""
+        start, count = int(slots[0]), len(slots)
+        if count == 1 or (int(slots[-1]) - start == count - 1 and bool((np.diff(slots) == 1).all())):
+            return slice(start, start + count)
+        return torch.from_numpy(slots).to(self._device)
+
+
+def _copy_cache(old: KVCache, new: KVCache, count: int) -> None:
+    new.keys[:, :count] = old.keys
+    new.values[:, :count] = old.values
+    new.clock[:count] = old.clock
+    new.length[:count] = old.length
+
+
+class AgentTable:
+    """One client's agents by id.
+
+    Args:
+        engine: shared by all clients.
+        seed: seed of sampling; ``None`` takes entropy.
+    """
+
+    def __init__(self, engine: PolicyEngine, seed: int | None = None) -> None:
+        self._engine = engine
+        self._slots: dict[str, int] = {}
+        self._last: tuple[tuple[str, ...], NDArray[np.int64]] = ((), np.zeros(0, np.int64))
+        self._generator = torch.Generator(device=engine.model.log_std.device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    @property
+    def agent_ids(self) -> list[str]:
+        """Ids of the agents held, in the order in which they joined."""
+        return list(self._slots)
+
+    def act(self, agent_ids: tuple[str, ...], batch: Any, ended: tuple[str, ...], deterministic: bool) -> Any:
+        """Return a batch of actions, as the batched action space holds it.
+
+        Args:
+            agent_ids: n different ids; those that are new begin an episode.
+            batch: checked observations with leading axis n.
+            ended: agents to forget first; one that is in ``agent_ids`` too begins a new episode.
+            deterministic: take the likeliest actions.
+
+        Raises:
+            CapacityReached: too many agents; nothing has changed.
+        """
+        fresh = [agent for agent in agent_ids if agent not in self._slots]
+        reserved = self._engine.allocate(len(fresh))
+        starting = {*fresh, *ended}
+        self._slots.update(zip(fresh, reserved, strict=True))
+        if fresh or self._last[0] != agent_ids:
+            self._last = (agent_ids, np.array([self._slots[agent] for agent in agent_ids], np.int64))
+        is_first = np.fromiter((agent in starting for agent in agent_ids), np.bool_, len(agent_ids))
+        self.forget([agent for agent in ended if agent not in agent_ids])
+        model = self._engine.model
+        generator = None if deterministic else self._generator
+        compact = self._engine.act(model.observations.encode(batch), self._last[1], is_first, generator)
+        return model.actions.decode(compact)
+
+    def forget(self, agent_ids: list[str]) -> None:
+        """Drop agents; unknown ids are ignored."""
+        slots = [self._slots.pop(agent) for agent in agent_ids if agent in self._slots]
+        self._engine.release(slots)
+        if slots:
+            self._last = ((), self._last[1])
+
+    def clear(self) -> None:
+        """Drop all agents."""
+        self.forget(self.agent_ids)
