@@ -1,0 +1,198 @@
+"""The environments of one session: requests in, replies out. No networking, no threads."""
+
+from __future__ import annotations
+
+import struct
+import time
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from agentgpt_remote.errors import ConfigError, InvalidAction, ProtocolError, RemoteEnvError
+from agentgpt_remote.handshake import Limits, Opened, versions
+from agentgpt_remote.packing import pack_info, pack_value, unpack_value
+from agentgpt_remote.protocol import Envelope, Kind, join_message
+from agentgpt_remote.remote_errors import error_to_dict
+from agentgpt_remote.server.sources import EnvRequest, EnvSource
+from agentgpt_remote.spaces import space_to_dict
+from agentgpt_remote.steps import Payload, make_codec
+
+
+class HostedEnv:
+    """The environment of a session, or its vector of them.
+
+    Args:
+        source: makes it.
+        request: what the client asked for.
+        num_envs: number of environments, ``None`` for a single env.
+
+    Raises:
+        UnsupportedSpace: one of its spaces can't be sent.
+        ConfigError: the source can't make what was asked for.
+    """
+
+    def __init__(self, source: EnvSource, request: EnvRequest, num_envs: int | None) -> None:
+        self.num_envs = num_envs
+        self._closed = False
+        self._env: Any = source.make_env(request) if num_envs is None else source.make_vector(request, num_envs)
+        try:
+            self._observation_space, self._action_space = self._spaces()
+            self._codec = make_codec(self._observation_space, self._action_space, num_envs)
+            self._describe()
+        except BaseException:
+            self._env.close()
+            raise
+        self._handlers = {
+            Kind.RESET: self._reset,
+            Kind.STEP: self._step,
+            Kind.RENDER: self._render,
+            Kind.CALL: self._call,
+            Kind.CLOSE: self._close,
+        }
+
+    @property
+    def may_render(self) -> bool:
+        """Whether the environment renders, and may be bound to the thread that made it."""
+        return self._env.render_mode is not None
+
+    def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        if isinstance(self._env, VectorEnv):
+            return self._env.single_observation_space, self._env.single_action_space
+        return self._env.observation_space, self._env.action_space
+
+    def _describe(self) -> dict[str, Any]:
+        described: dict[str, Any] = {
+            "observation_space": space_to_dict(self._observation_space, "observation"),
+            "action_space": space_to_dict(self._action_space, "action"),
+        }
+        if isinstance(self._env, VectorEnv):
+            described["batched_observation_space"] = space_to_dict(self._env.observation_space, "observation")
+            described["batched_action_space"] = space_to_dict(self._env.action_space, "action")
+        return described
+
+    def _spec(self) -> EnvSpec | None:
+        """Return the specification of the environment, or of the first of a vector."""
+        members = getattr(self._env, "envs", None)
+        described = members[0] if self._env.spec is None and members else self._env
+        spec: EnvSpec | None = described.spec
+        return spec
+
+    def opened(self, session_id: str, secret: str, limits: Limits) -> Opened:
+        """Return the handshake's answer."""
+        metadata = dict(self._env.metadata)
+        if isinstance(metadata.get("autoreset_mode"), AutoresetMode):
+            metadata["autoreset_mode"] = metadata["autoreset_mode"].value
+        spec = self._spec()
+        return Opened(
+            versions=versions(),
+            session_id=session_id,
+            secret=secret,
+            num_envs=self.num_envs,
+            metadata=pack_info(metadata)[0],
+            render_mode=self._env.render_mode,
+            spec=None
+            if spec is None
+            else {
+                "id": spec.id,
+                "reward_threshold": spec.reward_threshold,
+                "nondeterministic": spec.nondeterministic,
+                "max_episode_steps": spec.max_episode_steps,
+            },
+            limits=limits,
+            **self._describe(),
+        )
+
+    def execute(self, envelope: Envelope) -> bytes:
+        """Execute a request and return the bytes of its reply, which is an error where it raised."""
+        start = time.perf_counter_ns()
+        kind: int = envelope.kind
+        try:
+            handler = self._handlers.get(kind)  # type: ignore[call-overload]
+            if handler is None:
+                raise ProtocolError(f"unknown request {kind}: upgrade the host, or the client")
+            parts, flags, extras = handler(envelope)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises goes to its client
+            parts, flags, extras = failure(error)
+            kind = Kind.ERROR
+        spent_ns = time.perf_counter_ns() - start
+        return join_message(kind, envelope.sequence, parts, flags=flags, extras=extras, aux=spent_ns)
+
+    def _reset(self, envelope: Envelope) -> Payload:
+        seed, options = _unpack(envelope, 2)
+        return self._codec.encode_reset(self._env.reset(seed=seed, options=options))
+
+    def _step(self, envelope: Envelope) -> Payload:
+        try:
+            actions = self._codec.decode_actions(envelope)
+        except (ValueError, TypeError, struct.error) as error:
+            raise ProtocolError(f"the actions do not have the layout of the action space: {error}") from error
+        try:
+            step = self._env.step(actions)
+        except Exception as error:
+            self._explain(actions, error)
+            raise
+        return self._codec.encode_step(step)
+
+    def _explain(self, actions: Any, error: Exception) -> None:
+        """Say that the action was outside its space, where that is why the environment raised."""
+        space = self._env.action_space
+        try:
+            valid = space.contains(actions)
+        except Exception:  # noqa: BLE001 - a value so wrong that contains raises is not in the space
+            valid = False
+        if not valid and not isinstance(error, gym.error.Error):
+            fields = error_to_dict(error)
+            cause = RemoteEnvError(fields["type"], fields["message"], fields["traceback"])
+            shown = repr(actions) if len(repr(actions)) < 200 else f"{repr(actions)[:200]}..."
+            raise InvalidAction(
+                f"action {shown} is outside the action space {space}: {fields['type']}: {fields['message']}"
+            ) from cause
+
+    def _render(self, _: Envelope) -> Payload:
+        return [], 0, pack_value(self._env.render())
+
+    def _call(self, envelope: Envelope) -> Payload:
+        operation, name, args, kwargs = _unpack(envelope, 4)
+        if not isinstance(name, str) or name.startswith("_"):
+            raise ConfigError(f"can't reach {name!r} of the environment: only public names are open to clients")
+        if isinstance(self._env, VectorEnv):
+            result = self._call_vector(operation, name, args, kwargs)
+        elif operation == "set":
+            result = self._env.set_wrapper_attr(name, args[0])
+        else:
+            found = self._env.get_wrapper_attr(name)
+            result = found(*args, **kwargs) if operation == "call" and callable(found) else found
+        return [], 0, pack_value(result)
+
+    def _call_vector(self, operation: str, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        method = getattr(self._env, {"call": "call", "get": "get_attr", "set": "set_attr"}[operation], None)
+        if method is not None:
+            return method(name, *args, **kwargs)
+        if operation == "set":
+            return setattr(self._env, name, args[0])
+        found = getattr(self._env, name)
+        return found(*args, **kwargs) if operation == "call" and callable(found) else found
+
+    def _close(self, _: Envelope) -> Payload:
+        self.close()
+        return [], 0, b""
+
+    def close(self) -> None:
+        """Close the environment; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._env.close()
+
+
+def failure(error: BaseException) -> Payload:
+    """Return the payload of an error reply."""
+    return [], 0, pack_value(error_to_dict(error))
+
+
+def _unpack(envelope: Envelope, count: int) -> Any:
+    values = unpack_value(envelope.extras_data) if envelope.extras else None
+    if not isinstance(values, list) or len(values) != count:
+        raise ProtocolError(f"request {envelope.kind} must hold {count} values")
+    return values

@@ -1,0 +1,307 @@
+"""Actions, steps and resets of a session as messages: raw buffers, and a packed value only where one is needed.
+
+A reply to a step holds the observation's raw layout, then rewards (float64) and, for vector envs,
+terminations and truncations (one byte each). Infos ride behind as a packed value and cost nothing when
+empty. What does not match the spaces exactly (a Python list as an action, a float32 reward) rides in the
+packed value as a whole, so that nothing is ever cast.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+from agentgpt_remote.codec import DOES_NOT_FIT, NUMPY_SCALARS, PYTHON_INTS, Layout
+from agentgpt_remote.errors import InvalidAction, NotSendable, ProtocolError
+from agentgpt_remote.packing import pack_info, pack_value, unpack_value
+from agentgpt_remote.protocol import HEADER_BYTES, Envelope
+
+TERMINATED: Final = 1
+TRUNCATED: Final = 2
+INTS: Final = 4  # Discrete values are Python ints, not numpy scalars
+IRREGULAR: Final = 8  # the packed value holds everything
+DROPPED: Final = 16  # the packed value also names the infos that could not be sent
+_REWARD_SHIFT: Final = 6
+_REWARD_TYPES: Final[tuple[type[Any], ...]] = (float, np.float64, int, np.float32)
+_REWARD_BITS: Final = {kind: index << _REWARD_SHIFT for index, kind in enumerate(_REWARD_TYPES)}
+_REWARD: Final = struct.Struct("<d")
+_MAX_EXACT_INT: Final = 2**53
+
+Payload = tuple[list[Any], int, bytes]  # raw buffers, flags, packed value
+
+
+class StepCodec(Protocol):
+    """Both ends' view of what a session's messages hold."""
+
+    def encode_actions(self, actions: Any) -> Payload:
+        """Return the payload of a step request."""
+
+    def decode_actions(self, envelope: Envelope) -> Any:
+        """Return the actions of a step request."""
+
+    def encode_step(self, step: tuple[Any, Any, Any, Any, Any]) -> Payload:
+        """Return the payload of the reply to a step."""
+
+    def decode_step(self, envelope: Envelope) -> Any:
+        """Return observation, reward, terminated, truncated and info."""
+
+    def encode_reset(self, reset: tuple[Any, Any]) -> Payload:
+        """Return the payload of the reply to a reset."""
+
+    def decode_reset(self, envelope: Envelope) -> Any:
+        """Return observation and info."""
+
+
+class _Infos:
+    """Infos behind the raw buffers; warns once for each key that the host could not send."""
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+
+    @staticmethod
+    def encode(info: dict[str, Any]) -> tuple[int, bytes]:
+        if not info:
+            return 0, b""
+        data, dropped = pack_info(info)
+        return (DROPPED, pack_value([data, dropped])) if dropped else (0, data)
+
+    def decode(self, envelope: Envelope) -> dict[str, Any]:
+        if not envelope.extras:
+            return {}
+        info = unpack_value(envelope.extras_data)
+        if envelope.flags & DROPPED:
+            info, dropped = unpack_value(info[0]), info[1]
+            self.warn(dropped)
+        if type(info) is not dict:
+            raise ProtocolError(f"an info is a {type(info).__name__}, expected a dict")
+        return info
+
+    def encode_irregular(self, values: tuple[Any, ...]) -> Payload:
+        *rest, info = values
+        if type(info) is not dict:
+            return [], IRREGULAR, pack_value([rest, pack_value(info), []])
+        data, dropped = pack_info(info)
+        return [], IRREGULAR, pack_value([rest, data, dropped])
+
+    def decode_irregular(self, envelope: Envelope) -> tuple[Any, ...]:
+        rest, info, dropped = unpack_value(envelope.extras_data)
+        self.warn(dropped)
+        return (*rest, unpack_value(info))
+
+    def warn(self, dropped: Sequence[str]) -> None:
+        for key in dropped:
+            if key not in self._warned:
+                self._warned.add(key)
+                warnings.warn(
+                    f"info[{key!r}] is left out: the environment's host can't send a value of its type. "
+                    "Put numbers, strings, numpy arrays, or lists, tuples and dicts of them there",
+                    stacklevel=2,
+                )
+
+
+class EnvCodec:
+    """Messages of a single environment.
+
+    Args:
+        observation_space: its observation space.
+        action_space: its action space.
+
+    Raises:
+        UnsupportedSpace: a space has no fixed layout.
+    """
+
+    def __init__(self, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
+        self._observations, self._actions = Layout(observation_space), Layout(action_space)
+        self._reward_at = HEADER_BYTES + self._observations.nbytes(1)
+        self._infos = _Infos()
+
+    def encode_actions(self, actions: Any) -> Payload:
+        """Return the payload of a step request.
+
+        Raises:
+            InvalidAction: the action is of a type that can't be sent.
+        """
+        parts: list[Any] = []
+        kind = self._actions.one_parts(actions, parts)
+        if kind != DOES_NOT_FIT:
+            return parts, INTS if kind == PYTHON_INTS else 0, b""
+        return [], IRREGULAR, _pack_action(actions)
+
+    def decode_actions(self, envelope: Envelope) -> Any:
+        """Return the action of a step request."""
+        if envelope.flags & IRREGULAR:
+            return unpack_value(envelope.extras_data)
+        return self._actions.decode_one(envelope.data, HEADER_BYTES, _scalars(envelope), copy=True)
+
+    def encode_step(self, step: tuple[Any, Any, Any, Any, Any]) -> Payload:
+        """Return the payload of the reply to a step; the flags of the env become Python bools."""
+        observation, reward, terminated, truncated, info = step
+        parts: list[Any] = []
+        scalars = self._observations.one_parts(observation, parts)
+        reward_bits = _REWARD_BITS.get(type(reward), -1)
+        exact = type(reward) is not int or -_MAX_EXACT_INT <= reward <= _MAX_EXACT_INT
+        if scalars == DOES_NOT_FIT or reward_bits < 0 or not exact or type(info) is not dict:
+            return self._infos.encode_irregular((observation, reward, bool(terminated), bool(truncated), info))
+        parts.append(_REWARD.pack(reward))
+        flags, extras = self._infos.encode(info)
+        flags |= reward_bits | (INTS if scalars == PYTHON_INTS else 0)
+        if terminated:
+            flags |= TERMINATED
+        if truncated:
+            flags |= TRUNCATED
+        return parts, flags, extras
+
+    def decode_step(self, envelope: Envelope) -> Any:
+        """Return observation, reward, terminated, truncated and info."""
+        flags = envelope.flags
+        if flags & IRREGULAR:
+            return self._infos.decode_irregular(envelope)
+        observation = self._observations.decode_one(envelope.data, HEADER_BYTES, _scalars(envelope))
+        reward: Any = _REWARD.unpack_from(envelope.data, self._reward_at)[0]
+        reward_type = flags >> _REWARD_SHIFT
+        if reward_type:
+            reward = _REWARD_TYPES[reward_type](reward)
+        info = self._infos.decode(envelope) if envelope.extras else {}
+        return observation, reward, bool(flags & TERMINATED), bool(flags & TRUNCATED), info
+
+    def encode_reset(self, reset: tuple[Any, Any]) -> Payload:
+        """Return the payload of the reply to a reset."""
+        observation, info = reset
+        parts: list[Any] = []
+        scalars = self._observations.one_parts(observation, parts)
+        if scalars == DOES_NOT_FIT or type(info) is not dict:
+            return self._infos.encode_irregular(reset)
+        flags, extras = self._infos.encode(info)
+        return parts, flags | (INTS if scalars == PYTHON_INTS else 0), extras
+
+    def decode_reset(self, envelope: Envelope) -> Any:
+        """Return observation and info."""
+        if envelope.flags & IRREGULAR:
+            return self._infos.decode_irregular(envelope)
+        observation = self._observations.decode_one(envelope.data, HEADER_BYTES, _scalars(envelope))
+        return observation, self._infos.decode(envelope)
+
+
+class VectorCodec:
+    """Messages of a vector environment: one each way for all its environments.
+
+    Args:
+        single_observation_space: observation space of one environment.
+        single_action_space: action space of one environment.
+        num_envs: how many there are.
+
+    Raises:
+        UnsupportedSpace: a space has no fixed layout.
+    """
+
+    def __init__(
+        self, single_observation_space: gym.Space[Any], single_action_space: gym.Space[Any], num_envs: int
+    ) -> None:
+        self._observations, self._actions = Layout(single_observation_space), Layout(single_action_space)
+        self._n = num_envs
+        self._rewards_at = HEADER_BYTES + self._observations.nbytes(num_envs)
+        self._infos = _Infos()
+
+    def encode_actions(self, actions: Any) -> Payload:
+        """Return the payload of a step request.
+
+        Raises:
+            InvalidAction: there is not one action for each environment, or one is of a type that can't be sent.
+        """
+        parts: list[Any] = []
+        if self._actions.batch_parts(actions, self._n, parts):
+            return parts, 0, b""
+        self._check_count(actions, "actions")
+        return [], IRREGULAR, _pack_action(actions)
+
+    def _check_count(self, actions: Any, where: str) -> None:
+        if isinstance(actions, dict):
+            for key, part in actions.items():
+                self._check_count(part, f"{where}[{key!r}]")
+        elif isinstance(actions, tuple) and any(isinstance(part, (np.ndarray, dict, tuple)) for part in actions):
+            for index, part in enumerate(actions):
+                self._check_count(part, f"{where}[{index}]")
+        else:
+            is_batch = actions.ndim > 0 if isinstance(actions, np.ndarray) else hasattr(actions, "__len__")
+            count = len(actions) if is_batch else None
+            if count != self._n:
+                held = "a single value" if count is None else f"{count} values"
+                raise InvalidAction(f"{where} holds {held}, expected one for each of {self._n} environments")
+
+    def decode_actions(self, envelope: Envelope) -> Any:
+        """Return the batched actions of a step request."""
+        if envelope.flags & IRREGULAR:
+            return unpack_value(envelope.extras_data)
+        return self._actions.decode_batch(envelope.data, HEADER_BYTES, self._n, copy=True)
+
+    def encode_step(self, step: tuple[Any, Any, Any, Any, Any]) -> Payload:
+        """Return the payload of the reply to a step."""
+        observations, rewards, terminations, truncations, infos = step
+        parts: list[Any] = []
+        fits = (
+            self._observations.batch_parts(observations, self._n, parts)
+            and self._is(rewards, np.float64)
+            and self._is(terminations, np.bool_)
+            and self._is(truncations, np.bool_)
+            and type(infos) is dict
+        )
+        if not fits:
+            return self._infos.encode_irregular(step)
+        parts += (rewards.tobytes(), terminations.tobytes(), truncations.tobytes())
+        flags, extras = self._infos.encode(infos)
+        return parts, flags, extras
+
+    def _is(self, array: Any, dtype: type[np.generic]) -> bool:
+        return type(array) is np.ndarray and array.dtype == dtype and array.shape == (self._n,)
+
+    def decode_step(self, envelope: Envelope) -> Any:
+        """Return observations, rewards, terminations, truncations and infos."""
+        if envelope.flags & IRREGULAR:
+            return self._infos.decode_irregular(envelope)
+        n, data, start = self._n, envelope.data, self._rewards_at
+        observations = self._observations.decode_batch(data, HEADER_BYTES, n)
+        rewards = np.frombuffer(data, np.float64, n, start).copy()
+        terminations = np.frombuffer(data, np.bool_, n, start + 8 * n).copy()
+        truncations = np.frombuffer(data, np.bool_, n, start + 9 * n).copy()
+        infos = self._infos.decode(envelope) if envelope.extras else {}
+        return observations, rewards, terminations, truncations, infos
+
+    def encode_reset(self, reset: tuple[Any, Any]) -> Payload:
+        """Return the payload of the reply to a reset."""
+        observations, infos = reset
+        parts: list[Any] = []
+        if not self._observations.batch_parts(observations, self._n, parts) or type(infos) is not dict:
+            return self._infos.encode_irregular(reset)
+        flags, extras = self._infos.encode(infos)
+        return parts, flags, extras
+
+    def decode_reset(self, envelope: Envelope) -> Any:
+        """Return observations and infos."""
+        if envelope.flags & IRREGULAR:
+            return self._infos.decode_irregular(envelope)
+        return self._observations.decode_batch(envelope.data, HEADER_BYTES, self._n), self._infos.decode(envelope)
+
+
+def make_codec(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any], num_envs: int | None
+) -> EnvCodec | VectorCodec:
+    """Return the codec of a session: of a vector env where ``num_envs`` is given (spaces of one env)."""
+    if num_envs is None:
+        return EnvCodec(observation_space, action_space)
+    return VectorCodec(observation_space, action_space, num_envs)
+
+
+def _scalars(envelope: Envelope) -> int:
+    return PYTHON_INTS if envelope.flags & INTS else NUMPY_SCALARS
+
+
+def _pack_action(actions: Any) -> bytes:
+    try:
+        return pack_value(actions)
+    except NotSendable as error:
+        raise InvalidAction(f"the action can't be sent: {error}") from error

@@ -1,0 +1,86 @@
+"""Where a client's environments live: on the host of a URL, in a process of its own, or in this process."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
+
+from agentgpt_remote.errors import ConfigError
+from agentgpt_remote.handshake import Open
+from agentgpt_remote.serving import resolve_token
+from agentgpt_remote.wrappers.local_host import LocalHost
+from agentgpt_remote.wrappers.transport import SessionTransport, Timeouts
+
+
+class HostedSession:
+    """A session, and the host that was started for it, if one was.
+
+    Args:
+        source: what to make; with ``url`` an id to expect there, or ``None``.
+        url: where a host listens; ``None`` starts one.
+        token: its token.
+        request: what to open; its ``source`` is filled in.
+        timeouts: how long to wait.
+
+    Attributes:
+        transport: the open session.
+        host: the process that was started for it, or ``None``.
+
+    Raises:
+        ConfigError: neither a source nor a URL is given, or the source can't be asked for at a URL.
+    """
+
+    def __init__(self, source: Any, url: str | None, token: str | None, request: Open, timeouts: Timeouts) -> None:
+        self.host: LocalHost | None = None
+        self._close_host: Callable[[], None] | None = None
+        if url is not None:
+            request.source = _asked_name(source)
+            self.transport = SessionTransport(url, resolve_token(token), request, timeouts)
+            return
+        if source is None:
+            raise ConfigError("what environment? Pass a source such as 'CartPole-v1', or url= of a host")
+        url, token = self._start(source, request)
+        try:
+            self.transport = SessionTransport(url, token, request, timeouts)
+        except BaseException:
+            if self._close_host is not None:
+                self._close_host()
+            raise
+
+    def _start(self, source: Any, request: Open) -> tuple[str, str]:
+        """Start a host for the source; return where it listens and its token."""
+        if isinstance(source, (gym.Env, VectorEnv)):
+            import agentgpt_remote
+
+            if request.render_mode is None:
+                request.render_mode = source.render_mode
+            token = secrets.token_urlsafe(24)
+            server = agentgpt_remote.serve(source, port=0, token=token, block=False)
+            self._close_host = server.close
+            return str(server.url), token
+        self.host = LocalHost(source)
+        self._close_host = self.host.close
+        return self.host.url, self.host.token
+
+    def close(self) -> None:
+        """End the session, and the host that was started for it."""
+        try:
+            self.transport.close()
+        finally:
+            if self._close_host is not None:
+                self._close_host()
+
+
+def _asked_name(source: Any) -> str | None:
+    if source is None or isinstance(source, str):
+        return source
+    if isinstance(source, EnvSpec):
+        return source.id
+    raise ConfigError(
+        f"a {type(source).__name__} can't be sent to a host at a URL: name what it serves, or leave the source out"
+    )

@@ -1,0 +1,69 @@
+"""Start hosts from Python: :class:`EnvLauncher`."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from agentgpt_remote.errors import ConfigError
+
+
+class EnvLauncher:
+    """A host that serves environments from a thread of this process; a context manager.
+
+    Attributes:
+        url: where clients reach it.
+    """
+
+    def __init__(self, server: Any, url: str) -> None:
+        self._server = server
+        self.url = url
+
+    @classmethod
+    def launch_on_local_with_ip(
+        cls,
+        source: Any,
+        ip_address: str | None = None,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        *,
+        num_envs: int | None = None,
+        token: str | None = None,
+    ) -> EnvLauncher:
+        """Serve environments on an address of this machine.
+
+        Args:
+            source: an id, ``module:factory``, a callable that returns an environment, or an environment.
+            ip_address: name or address by which clients reach this machine, where that is not ``host``.
+            host: address to listen on; anything but loopback needs a token.
+            port: TCP port; 0 takes a free one.
+            num_envs: environments that it offers in all; ``None`` for no limit.
+            token: secret that clients must present; ``AGENTGPT_TOKEN`` by default.
+
+        Raises:
+            NameNotFound: no such id; names the closest.
+            AuthError: the address is not loopback and there is no token.
+            PortInUse: another process listens on the port.
+        """
+        import agentgpt_remote
+
+        if ip_address is not None and ("/" in ip_address or not ip_address):
+            raise ConfigError(f"ip_address={ip_address!r} is not a name or an address, such as 192.168.1.7")
+        server = agentgpt_remote.serve(source, num_envs=num_envs, host=host, port=port, token=token, block=False)
+        url = str(server.url)
+        if ip_address is not None:
+            name = f"[{ip_address}]" if ":" in ip_address else ip_address
+            url = f"ws://{name}:{url.rpartition(':')[2]}"
+        return cls(server, url)
+
+    def close(self) -> None:
+        """End the host and its sessions; a second call does nothing."""
+        self._server.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"EnvLauncher({self.url!r})"
