@@ -6,7 +6,9 @@ arrives as :class:`RemoteEnvError` with the traceback of the host.
 
 from __future__ import annotations
 
+import asyncio
 import traceback
+from pathlib import Path
 from typing import Any
 
 import gymnasium.error
@@ -14,6 +16,7 @@ import gymnasium.error
 from agentgpt_remote import errors
 from agentgpt_remote.errors import AgentGPTError, RemoteEnvError
 
+_HOST_FOLDERS = (str(Path(__file__).parent / "server"), str(Path(asyncio.__file__).parent))
 _OWN = "agentgpt_remote"
 _GYMNASIUM = "gymnasium"
 
@@ -65,5 +68,14 @@ def _text(error: BaseException) -> str:
 
 def _traceback(error: BaseException) -> str:
     """Return the formatted traceback, without the frames of the host itself."""
-    frames = traceback.TracebackException.from_exception(error, limit=-50)
-    return "".join(frames.format())
+    formatted = traceback.TracebackException.from_exception(error, limit=-50)
+    seen: set[int] = set()
+    chain: list[traceback.TracebackException | None] = [formatted]
+    while chain:
+        entry = chain.pop()
+        if entry is not None and id(entry) not in seen:
+            seen.add(id(entry))
+            frames = [frame for frame in entry.stack if not frame.filename.startswith(_HOST_FOLDERS)]
+            entry.stack = traceback.StackSummary.from_list(frames)
+            chain += (entry.__cause__, entry.__context__)
+    return "".join(formatted.format())

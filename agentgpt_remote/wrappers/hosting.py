@@ -84,3 +84,25 @@ def _asked_name(source: Any) -> str | None:
     raise ConfigError(
         f"a {type(source).__name__} can't be sent to a host at a URL: name what it serves, or leave the source out"
     )
+
+
+def with_fixed_text(error: TypeError) -> TypeError:
+    """Return the error so that its text can't be replaced.
+
+    ``gymnasium.make`` raises a constructor's TypeError again, as ``type(error)(...)`` with all keyword arguments in
+    the text, and one of them may be a token.
+    """
+    kind, text = type(error), str(error)
+
+    def ignore_text(self: TypeError, *_: object) -> None:
+        kind.__init__(self, text)
+
+    def as_base(_: TypeError) -> tuple[type[TypeError], tuple[str]]:
+        return kind, (text,)
+
+    fixed: type[TypeError] = type(
+        kind.__name__,
+        (kind,),
+        {"__init__": ignore_text, "__str__": lambda _: text, "__reduce__": as_base, "__module__": kind.__module__},
+    )
+    return fixed()

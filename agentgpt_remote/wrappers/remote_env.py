@@ -16,7 +16,7 @@ from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
 from agentgpt_remote.spaces import space_from_dict
 from agentgpt_remote.steps import EnvCodec
-from agentgpt_remote.wrappers.hosting import HostedSession
+from agentgpt_remote.wrappers.hosting import HostedSession, with_fixed_text
 from agentgpt_remote.wrappers.transport import Timeouts
 
 REMOTE_RENDER_MODES = ("rgb_array", "ansi")
@@ -68,7 +68,12 @@ class RemoteEnv(gym.Env[Any, Any]):
         self._closed = True
         self._spec: EnvSpec | None = None
         timeouts = Timeouts(connect_s=connect_timeout_s, request_s=request_timeout_s, resume_s=resume_window_s)
-        request = open_request(render_mode, env_kwargs)
+        try:
+            self._open(source, url, token, open_request(render_mode, env_kwargs), timeouts)
+        except TypeError as error:
+            raise with_fixed_text(error) from error.__cause__
+
+    def _open(self, source: Any, url: str | None, token: str | None, request: Open, timeouts: Timeouts) -> None:
         self._session = HostedSession(source, url, token, request, timeouts)
         self._transport = self._session.transport
         self._finalizer = weakref.finalize(self, HostedSession.close, self._session)

@@ -15,12 +15,12 @@ from gymnasium.vector.utils import batch_space
 
 from agentgpt_remote.connection import wait_readable
 from agentgpt_remote.errors import ConfigError
-from agentgpt_remote.handshake import Opened
+from agentgpt_remote.handshake import Open, Opened
 from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
 from agentgpt_remote.spaces import space_from_dict
 from agentgpt_remote.steps import VectorCodec
-from agentgpt_remote.wrappers.hosting import HostedSession
+from agentgpt_remote.wrappers.hosting import HostedSession, with_fixed_text
 from agentgpt_remote.wrappers.remote_env import host_spec, open_request, remote_metadata, without_token
 from agentgpt_remote.wrappers.transport import Timeouts
 
@@ -73,10 +73,16 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         self._pending: Kind | None = None
         if num_envs is not None and (type(num_envs) is not int or num_envs < 1):
             raise ConfigError(f"num_envs={num_envs!r} is out of range: expected an integer of at least 1")
-        request = open_request(render_mode, env_kwargs)
-        request.num_envs = num_envs or (source.num_envs if isinstance(source, VectorEnv) else 0)
-        request.autoreset_mode = _mode(autoreset_mode).value
         timeouts = Timeouts(connect_s=connect_timeout_s, request_s=request_timeout_s, resume_s=resume_window_s)
+        try:
+            request = open_request(render_mode, env_kwargs)
+            request.num_envs = num_envs or (source.num_envs if isinstance(source, VectorEnv) else 0)
+            request.autoreset_mode = _mode(autoreset_mode).value
+            self._open(source, url, token, request, timeouts)
+        except TypeError as error:
+            raise with_fixed_text(error) from error.__cause__
+
+    def _open(self, source: Any, url: str | None, token: str | None, request: Open, timeouts: Timeouts) -> None:
         self._session = HostedSession(source, url, token, request, timeouts)
         self._transport = self._session.transport
         self._finalizer = weakref.finalize(self, HostedSession.close, self._session)
