@@ -183,7 +183,6 @@ def _bind(options: ServerOptions) -> socket.socket:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _keep_alive(listener)
-        _keep_alive(listener)
         listener.bind((options.host, options.port))
     except OSError as error:
         listener.close()
@@ -203,15 +202,6 @@ def _keep_alive(listener: socket.socket) -> None:
     for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
         if hasattr(socket, name):
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _keep_alive(listener: socket.socket) -> None:
-    """Let the kernel end connections whose peer is gone; accepted sockets inherit it."""
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6), ("TCP_USER_TIMEOUT", 90_000)):
-        option = getattr(socket, name, None)
-        if option is not None:
-            listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _url_of(listener: socket.socket, options: ServerOptions) -> str:
@@ -238,11 +228,7 @@ def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], 
             ws="websockets-sansio",
             ws_max_size=options.max_frame_bytes,
             ws_per_message_deflate=False,
-            # Pings keep tunnels open, but their answers prove nothing: a client that computes, or sits at a
-            # breakpoint, answers none, and a busy session reads none. The kernel finds peers that are gone.
-            ws_ping_interval=20.0,
-            ws_ping_timeout=None,
-            ws_ping_interval=None,  # a client that computes for a minute answers no ping; keepalive finds dead peers
+            ws_ping_interval=None,  # a client that computes for a minute answers no ping; TCP keepalive finds dead peers
             timeout_graceful_shutdown=max(1, int(options.shutdown_timeout_s)),
             lifespan="on",
             access_log=False,
