@@ -228,7 +228,7 @@ def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], 
             ws="websockets-sansio",
             ws_max_size=options.max_frame_bytes,
             ws_per_message_deflate=False,
-            ws_ping_interval=None,  # a client that computes for a minute answers no ping; TCP keepalive finds dead peers
+            ws_ping_interval=None,  # a client that computes for a minute answers no ping; keepalive finds dead peers
             timeout_graceful_shutdown=max(1, int(options.shutdown_timeout_s)),
             lifespan="on",
             access_log=False,
