@@ -87,7 +87,7 @@ class PolicyEngine:
         """
         index = self._index(slots)
         first = torch.from_numpy(is_first).to(self._device)
-        observation = torch.from_numpy(np.ascontiguousarray(obs)).to(self._device)
+        observation = torch.tensor(obs, device=self._device)
         params = self.model.act_step(observation, self._previous[index], first, self._cache, index)
         distribution = self.model.distribution(params)
         actions: Tensor = distribution.mode() if generator is None else distribution.sample(generator)

@@ -1,0 +1,59 @@
+"""Bundles of random models over many spaces, and the servers that serve them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import Space, spaces
+
+from agentgpt_remote.policy.bundle import save_bundle
+from agentgpt_remote.policy.config import GPTConfig
+from agentgpt_remote.policy.model import PolicyModel
+from agentgpt_remote.policy.server import serve_policy
+
+SPACES: dict[str, tuple[Space, Space]] = {
+    "cartpole": (spaces.Box(-5, 5, (4,), np.float32), spaces.Discrete(2)),
+    "offset": (spaces.Discrete(5, start=-2), spaces.Discrete(3, start=7)),
+    "continuous": (spaces.Box(-np.inf, np.inf, (3,), np.float64), spaces.Box(-2, 2, (2,), np.float32)),
+    "multi": (spaces.MultiDiscrete([3, 4]), spaces.MultiDiscrete([2, 5], start=[1, -1])),
+    "bits": (spaces.MultiBinary(6), spaces.MultiBinary((2, 2))),
+    "nested": (
+        spaces.Dict(
+            {"pose": spaces.Box(-1, 1, (2, 3)), "mode": spaces.Tuple([spaces.Discrete(3), spaces.MultiBinary(2)])}
+        ),
+        spaces.Dict(
+            {"steer": spaces.Box(-1, 1, (1,)), "gear": spaces.Tuple([spaces.Discrete(4), spaces.MultiBinary(3)])}
+        ),
+    ),
+}
+
+
+def make_model(name: str, *, window: int = 4, seed: int = 0) -> PolicyModel:
+    """Return a random model whose actions depend strongly on what it sees."""
+    torch.manual_seed(seed)
+    model = PolicyModel(*SPACES[name], GPTConfig(num_layers=2, d_model=32, num_heads=2, max_input_states=window))
+    with torch.no_grad():
+        model.head.weight.mul_(300.0)
+    return model
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bundle per pair of spaces."""
+    root = tmp_path_factory.mktemp("bundles")
+    for name in SPACES:
+        save_bundle(root / name, make_model(name), provenance={"source": name, "env_steps": 0})
+    return {name: root / name for name in SPACES}
+
+
+@pytest.fixture(scope="session")
+def served(bundles: dict[str, Path]) -> Iterator[dict[str, str]]:
+    """The URL of a policy server per bundle."""
+    servers = {name: serve_policy(path, port=0, block=False) for name, path in bundles.items()}
+    yield {name: server.url for name, server in servers.items()}
+    for server in servers.values():
+        server.close()
