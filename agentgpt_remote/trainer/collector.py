@@ -95,6 +95,7 @@ class Collector:
         self.episodes = EpisodeLog()
         self.times = {"env_s": 0.0, "act_s": 0.0}
         self.lost: list[str] = []
+        self._last_error: AgentGPTError | None = None
         self._round_trips: list[float] = []
         self._lanes = list(lanes)
         self._states: list[_LaneState] = []
@@ -151,9 +152,9 @@ class Collector:
             self.times["env_s"] += time.perf_counter() - acted
             if not self._states:
                 raise TrainingFailed(
-                    f"no environment is left: lost {', '.join(self.lost)}; the last checkpoint is kept, "
-                    "start the hosts again and continue with --resume"
-                )
+                    f"no environment is left: lost {', '.join(self.lost)}. What was learned is kept: "
+                    f"start the hosts again and continue with --resume. Last error: {self._last_error}"
+                ) from self._last_error
 
     @property
     def num_lanes(self) -> int:
@@ -189,6 +190,7 @@ class Collector:
 
     def _report_lost(self, lane: Lane, error: AgentGPTError) -> None:
         self.lost.append(lane.name)
+        self._last_error = error
         logger.warning("lane=%s agents=%d dropped: %s", lane.name, lane.num_agents, error)
 
     @torch.inference_mode()

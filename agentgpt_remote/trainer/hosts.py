@@ -7,7 +7,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 from gymnasium.vector import VectorEnv
 
 from agentgpt_remote.errors import ConfigError, ConnectionLost, RemoteTimeout
@@ -17,6 +19,8 @@ from agentgpt_remote.trainer.lanes import Lane, check_same_spaces
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 
+_RESUME_WINDOW_S = 5.0
+_HEALTH_TIMEOUT_S = 10.0
 logger = logging.getLogger("agentgpt_remote.trainer")
 
 
@@ -88,10 +92,10 @@ def _split(total: int, lanes: int) -> list[int]:
 
 def _open_local(hyperparameters: Hyperparameters, stack: contextlib.ExitStack) -> list[tuple[str, Any]]:
     source = str(hyperparameters.env_id)
-    host = stack.enter_context(LocalHost(source, **hyperparameters.env_kwargs))
+    host = stack.enter_context(LocalHost(source))
     sizes = _split(hyperparameters.num_envs, hyperparameters.lanes_per_host)
     return [
-        (f"{source}/{lane}", stack.enter_context(RemoteVectorEnv(url=host.url, token=host.token, num_envs=size)))
+        (f"{source}/{lane}", stack.enter_context(_connect(host.url, host.token, size, hyperparameters)))
         for lane, size in enumerate(sizes)
     ]
 
@@ -102,11 +106,13 @@ def _open_remote(
     """Open all hosts that answer."""
     opened: list[tuple[str, Any]] = []
     errors: list[ConnectionLost | RemoteTimeout] = []
+    # With other hosts to go on with, a lost one is not waited for as long as a single one.
+    resume_window_s = _RESUME_WINDOW_S if len(hosts) > 1 else None
     for name, host in hosts.items():
-        total = host.num_agents or hyperparameters.num_envs
         try:
+            total = host.num_agents or _offered(host.env_endpoint, hyperparameters.num_envs)
             for lane, size in enumerate(_split(total, hyperparameters.lanes_per_host)):
-                env = RemoteVectorEnv(url=host.env_endpoint, token=token, num_envs=size, **hyperparameters.env_kwargs)
+                env = _connect(host.env_endpoint, token, size, hyperparameters, resume_window_s)
                 opened.append((f"{name}/{lane}", stack.enter_context(env)))
         except (ConnectionLost, RemoteTimeout) as error:
             logger.warning("host=%s url=%s left out: %s", name, host.env_endpoint, error)
@@ -114,3 +120,36 @@ def _open_remote(
     if not opened and errors:
         raise errors[0]
     return opened
+
+
+def _connect(
+    url: str,
+    token: str | None,
+    num_envs: int,
+    hyperparameters: Hyperparameters,
+    resume_window_s: float | None = None,
+) -> RemoteVectorEnv:
+    return RemoteVectorEnv(
+        num_envs=num_envs,
+        url=url,
+        token=token,
+        request_timeout_s=hyperparameters.step_timeout_s,
+        resume_window_s=resume_window_s,
+        **hyperparameters.env_kwargs,
+    )
+
+
+def _offered(url: str, wanted: int) -> int:
+    """Return how many environments to open on a host: as many as are free, at most so many without a limit."""
+    parts = urlsplit(url)
+    health = urlunsplit(
+        ({"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme), parts.netloc, "/health", "", "")
+    )
+    try:
+        told = httpx.get(health, timeout=_HEALTH_TIMEOUT_S).raise_for_status().json()
+        limit, used = told.get("num_envs"), int(told.get("envs", 0))
+        return wanted if limit is None else max(1, int(limit) - used)
+    except (httpx.HTTPError, ValueError, AttributeError) as error:
+        # Connecting tells better what is wrong.
+        logger.debug("url=%s health=%s", url, error)
+        return wanted

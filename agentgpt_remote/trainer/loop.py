@@ -171,27 +171,30 @@ class _Run:
 
     def execute(self) -> TrainingResult:
         """Run the loop and end with a checkpoint, a bundle and a picture."""
-        collector = self.session.collector
+        self.session.start()
+        saved = time.perf_counter()
+        while not self._should_stop():
+            started = time.perf_counter()
+            self._collect()
+            if self._too_little():
+                break
+            collected = time.perf_counter()
+            metrics = self.session.update()
+            self._report(metrics, started, collected)
+            if self._last_checkpoint < 0 or time.perf_counter() - saved > self.hp.checkpoint_interval_s:
+                self.save()
+                saved = time.perf_counter()
+        return self._finish()
+
+    def _collect(self) -> None:
         try:
-            self.session.start()
-            saved = time.perf_counter()
-            while not self._should_stop():
-                started = time.perf_counter()
-                collector.collect(self.session.rollout_tokens(), self._should_stop)
-                if self._too_little():
-                    break
-                collected = time.perf_counter()
-                metrics = self.session.update()
-                self._report(metrics, started, collected)
-                if self._last_checkpoint < 0 or time.perf_counter() - saved > self.hp.checkpoint_interval_s:
-                    self.save()
-                    saved = time.perf_counter()
+            self.session.collector.collect(self.session.rollout_tokens(), self._should_stop)
         except TrainingFailed:
-            if collector.version:
+            # The environments failed, not the learner: what was learned is worth keeping.
+            if self.session.collector.version:
                 self.save()
                 write_learning_curve(self.run_dir, self.description)
             raise
-        return self._finish()
 
     def _should_stop(self) -> bool:
         # Every agent may take one more step before this is asked again: do not overshoot.

@@ -13,6 +13,7 @@ from agentgpt_remote.errors import ConfigError, RunExists
 
 CONFIG_NAME = "config.json"
 RESULT_NAME = "result.json"
+ERROR_NAME = "error.json"
 CONFIG_VERSION = 1
 
 

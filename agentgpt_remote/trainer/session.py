@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.policy.model import PolicyModel, ValueModel
 from agentgpt_remote.trainer.collector import Collector
@@ -161,6 +162,8 @@ class TrainingSession:
         """Return everything that the run goes on from, as tensors, numbers, texts, lists and dicts."""
         episodes = self.collector.episodes
         return {
+            "model": self.model.config.to_dict(),
+            "spaces": [repr(self.model.observation_space), repr(self.model.action_space)],
             "learner": self.learner.state_dict(),
             "rewards": self.rewards.moments.state_dict(),
             "observations": self.observations.state_dict(),
@@ -176,7 +179,20 @@ class TrainingSession:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned, into a run that has not started."""
+        """Restore what ``state_dict`` returned, into a run that has not started.
+
+        Raises:
+            ConfigError: the checkpoint is of a model of other sizes, or of another environment.
+        """
+        for name, value in self.model.config.to_dict().items():
+            if state["model"][name] != value and name != "init_log_std":
+                raise ConfigError(
+                    f"{name}={value!r}: the run to resume has {name}={state['model'][name]!r}; "
+                    "leave it as it was, or start another run"
+                )
+        spaces_now = [repr(self.model.observation_space), repr(self.model.action_space)]
+        if state["spaces"] != spaces_now:
+            raise ConfigError(f"the run to resume has the spaces {state['spaces']}, the environment {spaces_now}")
         self.learner.load_state_dict(state["learner"])
         self.rewards.moments.load_state_dict(state["rewards"])
         self.observations.load_state_dict(state["observations"])

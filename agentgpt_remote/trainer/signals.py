@@ -13,12 +13,14 @@ from types import FrameType
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """Set an event on the first SIGINT or SIGTERM; a second one acts as it did before.
 
-    Outside the main thread, where Python allows no handlers, this does nothing.
+    A signal that the process ignores stays ignored. Outside the main thread, where Python allows no
+    handlers, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop.set()

@@ -1,0 +1,57 @@
+"""Entry of a trainer in a process of its own: ``python -m agentgpt_remote.trainer``.
+
+The parent sends the run as JSON through standard input (see :mod:`agentgpt_remote.processes`):
+``run_dir``, ``hyperparameters``, and optionally ``urls`` and ``token``. The run's folder then holds
+``result.json``, or ``error.json`` with the type and the text of the error. Exit codes: 0 done, 1 failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from agentgpt_remote.errors import AgentGPTError
+from agentgpt_remote.processes import read_payload, report_ready, watch_parent
+from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+from agentgpt_remote.trainer.run_folder import ERROR_NAME, RESULT_NAME, write_json
+
+logger = logging.getLogger("agentgpt_remote.trainer")
+
+
+def main() -> int:
+    """Train as the payload says; return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    payload = json.loads(read_payload())
+    sys.path[:0] = [path for path in payload.get("sys_path", []) if path not in sys.path]
+    run_dir = Path(payload["run_dir"])
+    hyperparameters = Hyperparameters.from_dict(payload["hyperparameters"])
+    for name in (RESULT_NAME, ERROR_NAME):
+        (run_dir / name).unlink(missing_ok=True)
+    stop = threading.Event()
+    watch_parent(stop.set)
+    # A terminal's Ctrl-C reaches the whole group; the parent decides and sends SIGTERM.
+    if payload.get("ignore_interrupt"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report_ready(pid=os.getpid(), run_dir=str(run_dir))
+    # torch takes a second to import: the parent need not wait for it.
+    from agentgpt_remote.trainer.loop import train
+
+    try:
+        train(hyperparameters, run_dir=run_dir, envs=payload.get("urls"), token=payload.get("token"), stop_event=stop)
+    except Exception as error:
+        trace = None if isinstance(error, AgentGPTError) else error
+        logger.log(logging.ERROR, "%s: %s", type(error).__name__, error, exc_info=trace)
+        details = {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+        write_json(run_dir / ERROR_NAME, details)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
