@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -21,6 +21,7 @@ from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 
 _RESUME_WINDOW_S = 5.0
 _HEALTH_TIMEOUT_S = 10.0
+Tokens = str | Mapping[str, str] | None
 logger = logging.getLogger("agentgpt_remote.trainer")
 
 
@@ -45,7 +46,7 @@ class OpenedHosts:
 def open_hosts(
     hyperparameters: Hyperparameters,
     envs: Sequence[VectorEnv[Any, Any, Any] | str] | None,
-    token: str | None,
+    token: Tokens,
     stack: contextlib.ExitStack,
 ) -> OpenedHosts:
     """Open the environments to train on.
@@ -53,7 +54,7 @@ def open_hosts(
     Args:
         hyperparameters: ``env_id`` or ``env_hosts`` where ``envs`` is None.
         envs: vector environments, which stay the caller's, or URLs of hosts.
-        token: of the hosts.
+        token: of the hosts: one for all, or one per URL, where the empty URL stands for all others.
         stack: closes what is opened here.
 
     Raises:
@@ -101,7 +102,7 @@ def _open_local(hyperparameters: Hyperparameters, stack: contextlib.ExitStack) -
 
 
 def _open_remote(
-    hosts: Any, hyperparameters: Hyperparameters, token: str | None, stack: contextlib.ExitStack
+    hosts: Any, hyperparameters: Hyperparameters, token: Tokens, stack: contextlib.ExitStack
 ) -> list[tuple[str, Any]]:
     """Open all hosts that answer."""
     opened: list[tuple[str, Any]] = []
@@ -112,7 +113,8 @@ def _open_remote(
         try:
             total = host.num_agents or _offered(host.env_endpoint, hyperparameters.num_envs)
             for lane, size in enumerate(_split(total, hyperparameters.lanes_per_host)):
-                env = _connect(host.env_endpoint, token, size, hyperparameters, resume_window_s)
+                own_token = _token_of(host.env_endpoint, token)
+                env = _connect(host.env_endpoint, own_token, size, hyperparameters, resume_window_s)
                 opened.append((f"{name}/{lane}", stack.enter_context(env)))
         except (ConnectionLost, RemoteTimeout) as error:
             logger.warning("host=%s url=%s left out: %s", name, host.env_endpoint, error)
@@ -120,6 +122,10 @@ def _open_remote(
     if not opened and errors:
         raise errors[0]
     return opened
+
+
+def _token_of(url: str, tokens: Tokens) -> str | None:
+    return tokens if tokens is None or isinstance(tokens, str) else tokens.get(url, tokens.get(""))
 
 
 def _connect(

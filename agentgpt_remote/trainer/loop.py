@@ -20,7 +20,7 @@ from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.policy.bundle import save_bundle
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.trainer.checkpoint import Checkpoints
-from agentgpt_remote.trainer.hosts import OpenedHosts, open_hosts
+from agentgpt_remote.trainer.hosts import OpenedHosts, Tokens, open_hosts
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.plots import write_learning_curve
 from agentgpt_remote.trainer.reporting import Progress, Reporter
@@ -66,7 +66,7 @@ def train(
     *,
     run_dir: str | Path,
     envs: Envs | None = None,
-    token: str | None = None,
+    token: Tokens = None,
     on_progress: Callable[[Progress], None] | None = None,
     stop_event: threading.Event | None = None,
 ) -> TrainingResult:
@@ -79,7 +79,7 @@ def train(
             :func:`~agentgpt_remote.trainer.run_folder.prepare_run_folder`.
         envs: environments instead of ``env_id`` and ``env_hosts``: vector environments under NEXT_STEP
             autoreset (they stay the caller's to close) or URLs of hosts.
-        token: of the hosts.
+        token: of the hosts: one for all, or one per URL, where the empty URL stands for all others.
         on_progress: called after every update.
         stop_event: ends the run with a checkpoint and a bundle when it is set. SIGINT and SIGTERM do the
             same when this runs in the main thread.

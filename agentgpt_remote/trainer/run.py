@@ -230,4 +230,3 @@ def _host(item: Any) -> tuple[str, EnvHost, str | None]:
     name = inner.spec.id if inner.spec is not None else url.partition("://")[2]
     num_agents = inner.num_envs if isinstance(inner, RemoteVectorEnv) else None
     return name, EnvHost(env_endpoint=url, num_agents=num_agents), own_token
-

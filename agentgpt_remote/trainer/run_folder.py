@@ -71,3 +71,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}: expected an object")
     return values
+
+
+def saved_hyperparameters(run_dir: Path) -> dict[str, Any]:
+    """Return the hyperparameters of a run that is to be continued.
+
+    Raises:
+        ConfigError: there is no run, or its configuration is damaged or of another version.
+    """
+    path = run_dir / CONFIG_NAME
+    if not path.exists():
+        raise ConfigError(f"{run_dir} holds no run to resume: expected {path}; start it without --resume")
+    config = read_json(path)
+    if config.get("format_version") != CONFIG_VERSION or not isinstance(config.get("hyperparameters"), dict):
+        raise ConfigError(f"{path} has format {config.get('format_version')!r}: expected {CONFIG_VERSION}")
+    return dict(config["hyperparameters"])

@@ -38,15 +38,17 @@ class HostedSession:
     def __init__(self, source: Any, url: str | None, token: str | None, request: Open, timeouts: Timeouts) -> None:
         self.host: LocalHost | None = None
         self._close_host: Callable[[], None] | None = None
+        self._only_one = False
+        self._token = token = resolve_token(token) if url is not None else None
         if url is not None:
             request.source = _asked_name(source)
-            self.transport = SessionTransport(url, resolve_token(token), request, timeouts)
+            self.transport = SessionTransport(url, token, request, timeouts)
             return
         if source is None:
             raise ConfigError("what environment? Pass a source such as 'CartPole-v1', or url= of a host")
-        url, token = self._start(source, request)
+        url, self._token = self._start(source, request)
         try:
-            self.transport = SessionTransport(url, token, request, timeouts)
+            self.transport = SessionTransport(url, self._token, request, timeouts)
         except BaseException:
             if self._close_host is not None:
                 self._close_host()
@@ -61,11 +63,20 @@ class HostedSession:
                 request.render_mode = source.render_mode
             token = secrets.token_urlsafe(24)
             server = agentgpt_remote.serve(source, port=0, token=token, block=False)
-            self._close_host = server.close
+            self._close_host, self._only_one = server.close, True
             return str(server.url), token
         self.host = LocalHost(source)
         self._close_host = self.host.close
         return self.host.url, self.host.token
+
+    def lend(self) -> tuple[str, str | None]:
+        """Return URL and token, for another process to open sessions on the host.
+
+        An environment of this process exists once: its own session ends, so that the other process can have it.
+        """
+        if self._only_one:
+            self.transport.close()
+        return self.transport.url, self._token
 
     def close(self) -> None:
         """End the session, and the host that was started for it."""

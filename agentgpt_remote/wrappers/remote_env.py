@@ -176,6 +176,13 @@ class RemoteEnv(gym.Env[Any, Any]):
         if self._closed:
             raise ClosedEnvironmentError(f"{type(self).__name__} at {self.url} is closed: make it again")
 
+    def lend(self) -> tuple[str, str | None]:
+        """Return URL and token of the host, for another process to train there while this one keeps it alive.
+
+        A source that was an environment of this process exists once, so it can't be stepped here meanwhile.
+        """
+        return self._session.lend()
+
     def close(self) -> None:
         """Close the environment, its session, and the host that was started for it; idempotent."""
         if not self._closed:

@@ -263,6 +263,13 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         self._transport.send(Kind.CALL, extras=pack_value([operation, name, args, kwargs]))
         return unpack_value(self._transport.receive().extras_data)
 
+    def lend(self) -> tuple[str, str | None]:
+        """Return URL and token of the host, for another process to train there while this one keeps it alive.
+
+        A source that was an environment of this process exists once, so it can't be stepped here meanwhile.
+        """
+        return self._session.lend()
+
     def close(self, **_: Any) -> None:
         """Close the environments, their session, and the host that was started for them; idempotent."""
         if not self.closed:

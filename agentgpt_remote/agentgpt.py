@@ -1,0 +1,76 @@
+"""The public face of training and acting: :class:`AgentGPT`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agentgpt_remote.policy.gpt_policy import GPTPolicy
+from agentgpt_remote.policy.local_server import LocalPolicyServer
+from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+from agentgpt_remote.trainer.run import TrainingRun, start_training
+
+
+class AgentGPT:
+    """Train a GPT and act with it, here or elsewhere. Every method is static."""
+
+    @staticmethod
+    def train_on_local(
+        hyperparameters: Hyperparameters,
+        env: Any | Sequence[Any] | None = None,
+        *,
+        run_id: str | None = None,
+        runs_dir: str | Path = "runs",
+        force: bool = False,
+        token: str | None = None,
+    ) -> TrainingRun:
+        """Train in a process of its own on this machine, and return at once.
+
+        Args:
+            hyperparameters: what to learn and how; ``env_id`` or ``env_hosts`` name the environments.
+            env: environments instead of those: a :class:`RemoteEnv`, a :class:`RemoteVectorEnv`, the URL
+                of a host, or a list of them.
+            run_id: name of the run's folder; by default the environment's id, with a number where it is taken.
+            runs_dir: folder of all runs.
+            force: replace an existing run of that id.
+            token: token of the hosts; ``AGENTGPT_TOKEN`` by default.
+
+        Returns:
+            The run: wait for it, look at its status, stop it, or act with its policy.
+
+        Raises:
+            ConfigError: no environment is named, or what ``env`` holds can't be trained on from another process.
+            RunExists: the run id is taken, and neither ``force`` nor ``resume_training`` is set.
+        """
+        return start_training(hyperparameters, env, run_id=run_id, runs_dir=runs_dir, force=force, token=token)
+
+    @staticmethod
+    def run_on_local(
+        bundle: str | Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str | None = None,
+        deterministic: bool = True,
+        seed: int | None = None,
+    ) -> GPTPolicy:
+        """Start a policy server on this machine and return a policy that acts through it.
+
+        Args:
+            bundle: folder of a trained policy, such as ``runs/CartPole-v1/policy``.
+            host: address to listen on; anything but loopback needs a token.
+            port: 0 takes a free one.
+            token: token of the server; a random one by default.
+            deterministic: take the likeliest action instead of sampling.
+            seed: seed of sampling.
+
+        Returns:
+            A policy; closing it ends the server, and so does the end of this process.
+
+        Raises:
+            BundleError: the bundle is missing, damaged or of another version.
+            PortInUse: another process listens on the port.
+        """
+        server = LocalPolicyServer(bundle, host=host, port=port, token=token)
+        return server.policy(deterministic=deterministic, seed=seed)

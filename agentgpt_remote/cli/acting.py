@@ -1,0 +1,56 @@
+"""``agentgpt run`` and ``agentgpt eval``: act with a bundle."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from agentgpt_remote.cli.options import ClientToken, Host, Json, Port, Token, is_url
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to ``app``."""
+    app.command()(run)
+    app.command("eval")(evaluate)
+
+
+def run(
+    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle, such as `runs/CartPole-v1/policy`.")],
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    token: Token = None,
+) -> None:
+    """Serve a policy until Ctrl-C; `GPTPolicy(url)` acts with it."""
+    from agentgpt_remote.policy.server import serve_policy
+
+    def announce(url: str) -> None:
+        print(f'serving {bundle} at {url}; act with GPTPolicy("{url}"); Ctrl-C ends it', flush=True)
+
+    serve_policy(bundle, host=host, port=port, token=token, on_ready=announce)
+
+
+def evaluate(
+    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle, or the URL of a policy server.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE_OR_URL", help="Environment to act in.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes to play.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the environments and of sampling.")] = 0,
+    sampled: Annotated[bool, typer.Option("--sampled", help="Sample actions instead of taking the likeliest.")] = False,
+    token: ClientToken = None,
+    as_json: Json = False,
+) -> None:
+    """Play whole episodes with a policy and print the returns."""
+    from agentgpt_remote import GPTPolicy
+    from agentgpt_remote.trainer.evaluation import evaluate_source
+
+    policy_token = token if is_url(bundle) else None
+    with GPTPolicy(bundle, deterministic=not sampled, seed=seed, token=policy_token) as policy:
+        result = evaluate_source(policy, source, episodes=episodes, seed=seed, deterministic=not sampled, token=token)
+    if as_json:
+        print(json.dumps(result.to_dict()))
+        return
+    print(
+        f"{result.episodes} episodes: return {result.mean:.2f} ± {result.std:.2f} "
+        f"(min {result.min:.2f}, max {result.max:.2f}), length {result.episode_length:.1f}"
+    )

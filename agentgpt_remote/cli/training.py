@@ -1,0 +1,135 @@
+"""``agentgpt train``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agentgpt_remote.cli.options import ClientToken, Json, is_url
+from agentgpt_remote.cli.progress import show_progress
+from agentgpt_remote.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agentgpt_remote.trainer.evaluation import Evaluation
+    from agentgpt_remote.trainer.loop import TrainingResult
+
+EVALUATION_EPISODES = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to ``app``."""
+    app.command()(train)
+
+
+def train(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE_OR_URL...", help="One source, or the URLs of hosts that serve the same."),
+    ],
+    run_id: Annotated[str | None, typer.Option(help="Name of the run; by default that of the environment.")] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a hyperparameter; may be repeated.")
+    ] = None,
+    token: ClientToken = None,
+    as_json: Json = False,
+) -> None:
+    """Train a GPT, evaluate it through a policy server, and print the return with the paths.
+
+    Ctrl-C ends the run early with a checkpoint and a usable bundle.
+    """
+    from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+    from agentgpt_remote.trainer.loop import train as run_training
+    from agentgpt_remote.trainer.run import choose_run_dir
+    from agentgpt_remote.trainer.run_folder import prepare_run_folder, saved_hyperparameters
+
+    if resume and force:
+        raise ConfigError("--resume and --force exclude each other: continue the run, or replace it")
+    where = _where(sources)
+    name = where.get("env_id") or sources[0].partition("://")[2]
+    run_dir = runs_dir / name if resume and run_id is None else choose_run_dir(runs_dir, run_id, name)
+    given = _parse(settings or []) | where | {"resume_training": resume}
+    saved = saved_hyperparameters(run_dir) if resume else {}
+    hyperparameters = Hyperparameters.from_dict(saved | given)
+    prepare_run_folder(run_dir, resume=resume, force=force)
+    with show_progress(run_dir) as on_progress:
+        result = run_training(hyperparameters, run_dir=run_dir, token=token, on_progress=on_progress)
+    evaluation = None if result.stopped else _evaluate(result.bundle, sources[0], hyperparameters.seed, token)
+    if as_json:
+        print(json.dumps(_summary(result, evaluation)))
+    else:
+        _print_summary(result, evaluation, sources[0])
+
+
+def _where(sources: list[str]) -> dict[str, Any]:
+    """Return the hyperparameters that name the environments."""
+    urls = [source for source in sources if is_url(source)]
+    if not urls and len(sources) == 1:
+        return {"env_id": sources[0], "env_hosts": {}}
+    if len(urls) != len(sources):
+        raise ConfigError(f"can't train on {' '.join(sources)} at once: expected one source, or URLs of hosts")
+    names = [url.partition("://")[2].strip("/") for url in urls]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"a host is named twice in {' '.join(urls)}: expected different URLs")
+    return {
+        "env_id": None,
+        "env_hosts": {name: {"env_endpoint": url, "num_agents": None} for name, url in zip(names, urls, strict=True)},
+    }
+
+
+def _parse(settings: list[str]) -> dict[str, Any]:
+    """Return ``FIELD=VALUE`` words as a dict; values are JSON where they can be, else text."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set {setting!r}: expected FIELD=VALUE, such as --set max_steps=60000")
+        try:
+            values[name.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name.strip()] = text
+    return values
+
+
+def _evaluate(bundle: Path, source: str, seed: int, token: str | None) -> Evaluation:
+    """Play greedy episodes through a policy server, with environments that training has not seen."""
+    from agentgpt_remote.policy.local_server import LocalPolicyServer
+    from agentgpt_remote.trainer.evaluation import evaluate_source
+
+    with LocalPolicyServer(bundle).policy() as policy:
+        return evaluate_source(policy, source, episodes=EVALUATION_EPISODES, seed=seed + 1_000_003, token=token)
+
+
+def _summary(result: TrainingResult, evaluation: Evaluation | None) -> dict[str, Any]:
+    """Return what ``--json`` prints; without an evaluation the return is that of training."""
+    return {
+        "run_id": result.run_dir.name,
+        "run_dir": str(result.run_dir),
+        "bundle": str(result.bundle),
+        "env_steps": result.env_steps,
+        "wall_s": round(result.wall_s, 3),
+        "episode_return": result.episode_return if evaluation is None else evaluation.mean,
+        "training_return": result.episode_return,
+        "stopped": result.stopped,
+    }
+
+
+def _print_summary(result: TrainingResult, evaluation: Evaluation | None, source: str) -> None:
+    if evaluation is None:
+        reached = "no episode has ended" if result.episode_return is None else f"return {result.episode_return:.2f}"
+        print(f"stopped after {result.env_steps} env steps in {result.wall_s:.1f} s, {reached} in training")
+        print(f"go on:   agentgpt train {source} --run-id {result.run_dir.name} --resume")
+    else:
+        print(f"trained {result.env_steps} env steps in {result.wall_s:.1f} s")
+        print(
+            f"return:  {evaluation.mean:.2f} ± {evaluation.std:.2f} over {evaluation.episodes} greedy episodes "
+            f"(min {evaluation.min:.2f}, max {evaluation.max:.2f}) through a policy server"
+        )
+    print(f"bundle:  {result.bundle}")
+    print(f"curve:   {result.run_dir / 'learning_curve.png'}")
+    print(f"act:     agentgpt run {result.bundle}")

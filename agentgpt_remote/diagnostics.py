@@ -1,0 +1,198 @@
+"""Check a host from a client's side, and this machine: what ``agentgpt check`` and ``agentgpt doctor`` print."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import httpx
+import numpy as np
+
+from agentgpt_remote._version import __version__
+from agentgpt_remote.errors import AgentGPTError
+from agentgpt_remote.wrappers.local_host import LocalHost
+from agentgpt_remote.wrappers.remote_env import RemoteEnv
+
+Outcome = Literal["ok", "warning", "failed", "skipped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was checked.
+
+    Attributes:
+        name: what was checked.
+        outcome: ``ok``, ``warning`` (works, but look), ``failed`` or ``skipped`` (not installed).
+        detail: the figure or the reason, in one line.
+    """
+
+    name: str
+    outcome: Outcome
+    detail: str
+
+
+def check_host(url: str, *, token: str | None = None, steps: int = 200) -> Iterator[Check]:
+    """Check the host at ``url`` as a training script would meet it.
+
+    Args:
+        url: where the host listens, such as ``ws://sim-7:8000``.
+        token: its token; ``AGENTGPT_TOKEN`` by default.
+        steps: steps of the determinism check and of the round-trip measurement.
+
+    Yields:
+        One result a check, in order, as soon as it is known.
+
+    Raises:
+        AgentGPTError: the host can't be reached or refuses the session.
+    """
+    yield _health(url)
+
+    def connect() -> gym.Env[Any, Any]:
+        return RemoteEnv(url=url, token=token)
+
+    with connect() as env:
+        yield Check(name="observation space", outcome="ok", detail=str(env.observation_space))
+        yield Check(name="action space", outcome="ok", detail=str(env.action_space))
+    yield _env_checker("gymnasium check_env", connect, _gymnasium_check)
+    yield _env_checker("stable-baselines3 check_env", connect, _sb3_check)
+    yield _determinism(connect, steps)
+    yield _round_trip(connect, steps)
+
+
+def _health(url: str) -> Check:
+    address = url.replace("ws://", "http://", 1).replace("wss://", "https://", 1).rstrip("/")
+    try:
+        answer = httpx.get(f"{address}/health", timeout=10.0)
+        fields = answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        detail = f"GET /health failed: {error}. Start a host with `agentgpt serve SOURCE --port PORT`"
+        return Check(name="health", outcome="failed", detail=detail)
+    outcome: Outcome = "ok" if answer.status_code == 200 else "failed"
+    return Check(name="health", outcome=outcome, detail=", ".join(f"{key}={value}" for key, value in fields.items()))
+
+
+def _gymnasium_check(env: gym.Env[Any, Any]) -> None:
+    from gymnasium.utils.env_checker import check_env
+
+    check_env(env, skip_render_check=True)
+
+
+def _sb3_check(env: gym.Env[Any, Any]) -> None:
+    from stable_baselines3.common.env_checker import check_env
+
+    check_env(env, skip_render_check=True)
+
+
+def _env_checker(
+    name: str, connect: Callable[[], gym.Env[Any, Any]], check: Callable[[gym.Env[Any, Any]], None]
+) -> Check:
+    with connect() as env, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            check(env)
+        except ModuleNotFoundError as error:
+            return Check(name=name, outcome="skipped", detail=f"{error.name} is not installed")
+        except Exception as error:  # noqa: BLE001 - a checker may raise anything, and all of it is its verdict
+            return Check(name=name, outcome="failed", detail=f"{type(error).__name__}: {error}")
+    notes = sorted({str(note.message).splitlines()[0] for note in caught})
+    return Check(name=name, outcome="warning" if notes else "ok", detail="; ".join(notes) or "passed")
+
+
+def _trajectory(env: gym.Env[Any, Any], steps: int) -> list[Any]:
+    env.action_space.seed(0)
+    observation, _ = env.reset(seed=0)
+    seen: list[Any] = [observation]
+    for _ in range(steps):
+        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        seen += [observation, reward, terminated, truncated]
+        if terminated or truncated:
+            seen.append(env.reset()[0])
+    return seen
+
+
+def _determinism(connect: Callable[[], gym.Env[Any, Any]], steps: int) -> Check:
+    with connect() as first, connect() as second:
+        one, other = _trajectory(first, steps), _trajectory(second, steps)
+    differing = sum(not _equal(a, b) for a, b in zip(one, other, strict=False)) + abs(len(one) - len(other))
+    if differing:
+        detail = f"two sessions with the same seed and actions differ in {differing} of {len(one)} values"
+        return Check(name="determinism", outcome="warning", detail=detail)
+    detail = f"two sessions with the same seed agree over {steps} steps"
+    return Check(name="determinism", outcome="ok", detail=detail)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    first, second = np.asarray(one), np.asarray(other)
+    return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
+
+
+def _round_trip(connect: Callable[[], gym.Env[Any, Any]], steps: int) -> Check:
+    times_ms = []
+    with connect() as env:
+        env.reset(seed=0)
+        for _ in range(steps):
+            action = env.action_space.sample()
+            start = time.perf_counter()
+            _, _, terminated, truncated, _ = env.step(action)
+            times_ms.append(1e3 * (time.perf_counter() - start))
+            if terminated or truncated:
+                env.reset()
+    median, slow = statistics.median(times_ms), sorted(times_ms)[int(0.99 * len(times_ms))]
+    detail = f"step round trip median {median:.2f} ms, p99 {slow:.2f} ms, {1e3 / median:.0f} steps/s with one env"
+    return Check(name="round trip", outcome="ok", detail=detail)
+
+
+def doctor() -> Iterator[Check]:
+    """Check this machine: versions, extras, and a host that is started, stepped and ended.
+
+    Yields:
+        One result a check, as soon as it is known.
+    """
+    detail = f"{__version__}, Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    outcome: Outcome = "ok" if sys.version_info >= (3, 11) else "failed"
+    yield Check(name="agentgpt-remote", outcome=outcome, detail=f"{detail}, {os.cpu_count()} cores")
+    for distribution in ("gymnasium", "numpy", "starlette", "uvicorn", "websockets", "msgspec"):
+        yield _installed(distribution, "failed", "pip install agentgpt-remote")
+    yield _installed("uvloop", "warning", "pip install uvloop (faster hosts)")
+    for distribution, extra in (("torch", "train"), ("safetensors", "train"), ("stable-baselines3", "sb3")):
+        yield _installed(distribution, "skipped", f'pip install "agentgpt-remote[{extra}]"')
+    yield _device()
+    yield _local_host()
+
+
+def _installed(distribution: str, otherwise: Outcome, remedy: str) -> Check:
+    try:
+        return Check(name=distribution, outcome="ok", detail=importlib.metadata.version(distribution))
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name=distribution, outcome=otherwise, detail=f"not installed: {remedy}")
+
+
+def _device() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check(name="device", outcome="skipped", detail="torch is not installed")
+    from agentgpt_remote.trainer.devices import describe_device
+
+    return Check(name="device", outcome="ok", detail=describe_device())
+
+
+def _local_host() -> Check:
+    try:
+        with LocalHost("CartPole-v1") as host, RemoteEnv(url=host.url, token=host.token) as env:
+            check = _round_trip(lambda: env, 100)
+    except (AgentGPTError, OSError) as error:
+        return Check(name="local host", outcome="failed", detail=str(error).splitlines()[0])
+    return Check(name="local host", outcome="ok", detail=check.detail)
