@@ -94,6 +94,11 @@ class ClientSession:
         """Requests without a reply, oldest first: what to send again after resuming."""
         return [data for _, data in self._pending]
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether a request lacks its reply."""
+        return bool(self._pending)
+
     def request(self, kind: int, parts: list[Any], *, flags: int = 0, extras: bytes = b"") -> bytes:
         """Return the bytes of a new request, and remember them until it is answered."""
         self._sequence += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import time
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ from agentgpt_remote.errors import AuthError, ConfigError, HostUnreachable, Prot
 
 if TYPE_CHECKING:
     from websockets.http11 import Response
+
+_quiet_logger = logging.getLogger("agentgpt_remote.upgrade")
+_quiet_logger.setLevel(logging.INFO)  # at DEBUG, websockets logs request headers, and one of them is the token
 
 
 def parse_url(url: str, path: str) -> tuple[str, int, str]:
@@ -59,7 +63,7 @@ def upgrade(sock: socket.socket, uri: str, headers: Mapping[str, str], deadline:
     from websockets.http11 import Response
     from websockets.uri import parse_uri
 
-    protocol = ClientProtocol(parse_uri(uri), max_size=None)
+    protocol = ClientProtocol(parse_uri(uri), max_size=None, logger=_quiet_logger)
     request = protocol.connect()
     for name, value in headers.items():
         request.headers[name] = value

@@ -39,8 +39,8 @@ class HostedEnv:
         self._env: Any = source.make_env(request) if num_envs is None else source.make_vector(request, num_envs)
         try:
             self._observation_space, self._action_space = self._spaces()
+            self._described = self._describe()
             self._codec = make_codec(self._observation_space, self._action_space, num_envs)
-            self._describe()
         except BaseException:
             self._env.close()
             raise
@@ -101,7 +101,7 @@ class HostedEnv:
                 "max_episode_steps": spec.max_episode_steps,
             },
             limits=limits,
-            **self._describe(),
+            **self._described,
         )
 
     def execute(self, envelope: Envelope) -> bytes:

@@ -143,7 +143,9 @@ class SessionTransport:
                 self._drop()
 
     def receive(self, timeout_s: float | None = None) -> Envelope:
-        """Return the reply to the oldest unanswered request, resuming the session where that is needed.
+        """Return the reply to the latest request, resuming the session where that is needed.
+
+        Replies to earlier ones, which were given up, are thrown away.
 
         Args:
             timeout_s: deadline in seconds; the request timeout by default.
@@ -170,7 +172,7 @@ class SessionTransport:
             except ProtocolError as error:
                 self._end(str(error))
                 raise
-            if envelope is not None:
+            if envelope is not None and not self._session.has_pending:
                 return self._checked(envelope)
 
     def _checked(self, envelope: Envelope) -> Envelope:
@@ -262,7 +264,7 @@ class SessionTransport:
         deadline = time.monotonic() + _CLOSE_TIMEOUT_S
         while True:
             envelope = self._session.receive(connection.recv(max(0.001, deadline - time.monotonic())))
-            if envelope is not None and not self._session.pending:
+            if envelope is not None and not self._session.has_pending:
                 self._checked(envelope)
                 return
 

@@ -1,0 +1,231 @@
+"""RemoteEnv's contract beyond trajectories: bad input, failures on the host, rendering, instances."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import warnings
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+
+from agentgpt_remote.errors import (
+    AuthError,
+    CapacityReached,
+    ConfigError,
+    HostUnreachable,
+    InvalidAction,
+    NotSendable,
+    ProtocolError,
+    RemoteEnvError,
+    RemoteTimeout,
+)
+from agentgpt_remote.wrappers.remote_env import RemoteEnv
+from tests.wrappers.conftest import ServeFunction
+from tests.wrappers.odd_envs import CountingEnv, FragileEnv, ProcessEnv, SlowEnv, UnsendableEnv
+
+
+def test_step_before_reset_raises(serve_here: ServeFunction) -> None:
+    with RemoteEnv(url=serve_here("CartPole-v1").url) as env:
+        with pytest.raises(ResetNeeded):
+            env.step(0)
+        with pytest.raises(ResetNeeded):
+            env.render()
+        assert env.reset(seed=0)[0].shape == (4,)
+
+
+def test_everything_after_close_raises(serve_here: ServeFunction) -> None:
+    env = RemoteEnv(url=serve_here("CartPole-v1").url)
+    env.close()
+    env.close()
+    for use in (env.reset, lambda: env.step(0), env.render, lambda: env.call("x")):
+        with pytest.raises(ClosedEnvironmentError, match="is closed"):
+            use()
+
+
+@pytest.mark.parametrize("action", [7, -1, np.int64(5)])
+def test_action_outside_the_space_is_named_and_the_session_goes_on(action: Any, serve_here: ServeFunction) -> None:
+    with RemoteEnv(url=serve_here("CartPole-v1").url) as env:
+        env.reset(seed=0)
+        with pytest.raises(
+            InvalidAction, match=rf"{int(action)}.* is outside the action space Discrete\(2\)"
+        ) as caught:
+            env.step(action)
+        assert isinstance(caught.value.__cause__, RemoteEnvError)
+        assert env.step(1)[2] is False
+
+
+@pytest.mark.parametrize("action", [np.array([0, 1]), "left", None, 1.5, [1], np.zeros((2, 2), np.float32)])
+def test_action_of_the_wrong_kind_is_a_clear_error_and_the_session_goes_on(
+    action: Any, serve_here: ServeFunction
+) -> None:
+    url = serve_here("CartPole-v1").url
+    with RemoteEnv(url=url) as env, gym.make("CartPole-v1") as twin:
+        assert np.array_equal(env.reset(seed=0)[0], twin.reset(seed=0)[0])
+        with pytest.raises(InvalidAction, match="outside the action space"):
+            env.step(action)
+        assert np.array_equal(env.step(1)[0], twin.step(1)[0])
+
+
+def test_action_that_cannot_be_sent_is_refused_before_it_is_sent(serve_here: ServeFunction) -> None:
+    with RemoteEnv(url=serve_here("CartPole-v1").url) as env:
+        env.reset(seed=0)
+        with pytest.raises(InvalidAction, match="can't be sent"):
+            env.step(object())
+        assert env.step(1)[2] is False
+
+
+def test_action_outside_the_space_that_the_env_accepts_is_none_of_our_business(serve_here: ServeFunction) -> None:
+    with RemoteEnv(url=serve_here("Pendulum-v1").url) as env, gym.make("Pendulum-v1") as twin:
+        env.reset(seed=0)
+        twin.reset(seed=0)
+        assert np.array_equal(env.step(np.array([9.0]))[0], twin.step(np.array([9.0]))[0])
+
+
+def test_env_that_raises_in_step_brings_its_traceback_and_the_session_goes_on(serve_here: ServeFunction) -> None:
+    with RemoteEnv(url=serve_here(FragileEnv).url) as env:
+        env.reset()
+        with pytest.raises(RemoteEnvError, match="the motor burnt out") as caught:
+            env.step(2)
+        assert caught.value.remote_type == "RuntimeError"
+        assert "odd_envs.py" in caught.value.remote_traceback
+        assert env.step(1)[0][1] == 1.0
+
+
+def test_render_modes_go_through_the_wire(serve_here: ServeFunction) -> None:
+    url = serve_here(CountingEnv).url
+    with RemoteEnv(url=url, render_mode="rgb_array") as env:
+        env.reset()
+        env.step(0)
+        frame = env.render()
+        assert frame.dtype == np.uint8
+        assert frame.shape == (4, 6, 3)
+        assert (frame == 1).all()
+        assert env.metadata == {"render_modes": ["rgb_array", "ansi"], "render_fps": 7}
+    with RemoteEnv(url=url, render_mode="ansi") as env:
+        env.reset()
+        assert env.render() == "step 0"
+    assert RemoteEnv.metadata["render_modes"] == ["rgb_array", "ansi"]
+
+
+def test_calls_and_attributes_reach_the_host(serve_here: ServeFunction) -> None:
+    with RemoteEnv(url=serve_here(CountingEnv).url) as env:
+        env.reset()
+        env.step(0)
+        assert env.call("add", 2, times=3) == 7
+        env.set_attr("length", 1)
+        assert env.get_attr("length") == 1
+        for name in ("__class__", "_observe"):
+            with pytest.raises(ConfigError, match="public names"):
+                env.call(name)
+        with pytest.raises(RemoteEnvError, match="nothing_of_that_name"):
+            env.get_attr("nothing_of_that_name")
+
+
+def test_info_that_cannot_be_sent_is_left_out_with_one_warning(serve_here: ServeFunction) -> None:
+    with RemoteEnv(url=serve_here(UnsendableEnv).url) as env:
+        env.reset()
+        with pytest.warns(UserWarning, match="info\\['simulator'\\] is left out"):
+            assert env.step(0)[4] == {"count": 1}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert env.step(0)[4] == {"count": 2}
+
+
+def test_options_that_cannot_be_sent_are_refused(serve_here: ServeFunction) -> None:
+    with RemoteEnv(url=serve_here(CountingEnv).url) as env:
+        with pytest.raises(NotSendable, match="'thing'"):
+            env.reset(options={"thing": object()})
+        assert env.reset(options={"level": 3})[1]["options"] == {"level": 3}
+
+
+def test_reset_seeds_the_generator_here_too(serve_here: ServeFunction) -> None:
+    with RemoteEnv(url=serve_here("CartPole-v1").url) as env:
+        env.reset(seed=12)
+        assert env.np_random_seed == 12
+
+
+def test_nothing_listening_fails_within_the_connect_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as silent:
+        url = f"ws://127.0.0.1:{silent.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(HostUnreachable, match="agentgpt serve"):
+            RemoteEnv(url=url, connect_timeout_s=0.5)
+        assert time.monotonic() - start < 5.0
+    with pytest.raises(HostUnreachable, match="nothing listens"):
+        RemoteEnv(url=url)
+
+
+def test_wrong_token_is_an_auth_error(serve_here: ServeFunction) -> None:
+    with pytest.raises(AuthError, match="token is wrong"):
+        RemoteEnv(url=serve_here("CartPole-v1", token="right").url, token="left")
+
+
+def test_slow_env_is_a_timeout_that_names_the_option(serve_here: ServeFunction) -> None:
+    with RemoteEnv(url=serve_here(SlowEnv).url, request_timeout_s=0.1, seconds=0.4) as env:
+        env.reset()
+        with pytest.raises(RemoteTimeout, match="request_timeout_s"):
+            env.step(0)
+        deadline = time.monotonic() + 10.0
+        while True:  # the late reply is not taken for that of the next request
+            try:
+                observation = env.reset()[0]
+                break
+            except RemoteTimeout:
+                assert time.monotonic() < deadline
+        assert observation[1] == 0.0
+
+
+def test_reply_over_the_frame_limit_is_an_error_and_the_session_goes_on(serve_here: ServeFunction) -> None:
+    url = serve_here(CountingEnv, max_frame_bytes=2000).url
+    with RemoteEnv(url=url) as env:
+        with pytest.raises(ProtocolError, match="frame limit of 2000"):
+            env.reset(options={"blob": b"x" * 1940})
+        with pytest.raises(ProtocolError, match=r"request of .* bytes"):
+            env.reset(options={"blob": b"x" * 5000})
+        assert env.reset()[0][1] == 0.0
+
+
+def test_instance_is_served_from_this_process_and_closed_with_it() -> None:
+    class Closing(ProcessEnv):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    mine = Closing()
+    with RemoteEnv(mine) as env:
+        assert env.reset()[0][0] == 1.0
+        assert mine.episode == 1
+        assert env.call("process_id") == os.getpid()
+        with pytest.raises(CapacityReached, match="one session at a time"):
+            RemoteEnv(url=env.url, token=env._transport._token)
+    assert mine.closed == 1
+    assert not [thread for thread in threading.enumerate() if thread.name == "agentgpt-server"]
+
+
+def test_callable_is_served_by_another_process() -> None:
+    with RemoteEnv(lambda: ProcessEnv()) as env:
+        there = env.call("process_id")
+        assert there != os.getpid()
+        os.kill(there, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(there, 0)
+
+
+def test_env_that_is_forgotten_ends_its_host() -> None:
+    env = RemoteEnv(lambda: ProcessEnv())
+    there = env.call("process_id")
+    del env
+    with pytest.raises(ProcessLookupError):
+        os.kill(there, 0)
+
+
+def test_neither_source_nor_url_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="what environment"):
+        RemoteEnv()
