@@ -90,6 +90,7 @@ class Collector:
     ) -> None:
         self.model, self.store, self.rewards, self.generator = model, store, rewards, generator
         self.cache = model.make_cache(store.num_streams)
+        self._device = model.log_std.device
         self.env_steps = 0
         self.version = 0
         self.episodes = EpisodeLog()
@@ -97,6 +98,7 @@ class Collector:
         self.lost: list[str] = []
         self._last_error: AgentGPTError | None = None
         self._round_trips: list[float] = []
+        self._host_steps: list[float] = []
         self._lanes = list(lanes)
         self._states: list[_LaneState] = []
 
@@ -161,13 +163,17 @@ class Collector:
         """Lanes that are left."""
         return len(self._states)
 
-    def take_round_trip_ms(self) -> float | None:
-        """Return the mean time from a decision to its result since the last call; None without remote lanes."""
-        if not self._round_trips:
-            return None
-        mean = 1e3 * sum(self._round_trips) / len(self._round_trips)
-        self._round_trips.clear()
-        return mean
+    def take_remote_metrics(self) -> dict[str, float | None]:
+        """Return what happened on the way to the hosts since the last call, in ms per step of a lane.
+
+        ``remote/round_trip_ms`` runs from a decision until its result was read, time spent on other lanes
+        included; ``remote/host_step_ms`` is what the environments took of it. None without remote lanes.
+        """
+        metrics: dict[str, float | None] = {}
+        for name, seconds in (("round_trip", self._round_trips), ("host_step", self._host_steps)):
+            metrics[f"remote/{name}_ms"] = 1e3 * sum(seconds) / len(seconds) if seconds else None
+            seconds.clear()
+        return metrics
 
     def in_flight(self) -> NDArray[np.int64]:
         """Return per stream 1 where the open token has its decision already, else 0."""
@@ -195,12 +201,13 @@ class Collector:
 
     @torch.inference_mode()
     def _act(self, state: _LaneState) -> None:
-        obs, prev_action, is_first = map(torch.from_numpy, (state.obs, state.prev_action, state.is_first))
+        arrays = (state.obs, state.prev_action, state.is_first)
+        obs, prev_action, is_first = (torch.from_numpy(array).to(self._device) for array in arrays)
         params = self.model.act_step(obs, prev_action, is_first, self.cache, state.streams)
         distribution = self.model.distribution(params)
         sample = distribution.sample(self.generator)
-        actions = sample.numpy()
-        self.store.act(state.streams, actions, distribution.log_prob(sample).numpy(), self.version)
+        actions = sample.cpu().numpy()
+        self.store.act(state.streams, actions, distribution.log_prob(sample).cpu().numpy(), self.version)
         state.lane.send(self.model.actions.decode(actions))
         state.prev_action = actions
         state.sent_at = time.perf_counter()
@@ -209,6 +216,7 @@ class Collector:
         step: LaneStep = state.lane.receive()
         if state.lane.remote is not None and state.sent_at is not None:
             self._round_trips.append(time.perf_counter() - state.sent_at)
+            self._host_steps.append(state.lane.remote.host_step_s)
         # Under NEXT_STEP autoreset the step after an episode's end only resets: nothing was decided there.
         valid = ~state.is_final
         terminated, truncated = step.terminated & valid, step.truncated & valid

@@ -225,7 +225,7 @@ class _Run:
             "time/learn_s": now - collected,
             "time/wall_s": self.wall_s(),
             "remote/lanes": float(collector.num_lanes),
-            "remote/round_trip_ms": collector.take_round_trip_ms(),
+            **collector.take_remote_metrics(),
         }
         times.update(env_s=0.0, act_s=0.0)
         fresh.clear()
