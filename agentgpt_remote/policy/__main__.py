@@ -20,11 +20,13 @@ def main() -> None:
     """Serve the bundle that the payload names; report the URL, or the error that kept it from starting."""
     settings: dict[str, Any] = msgspec.json.decode(read_payload())
     watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    torch.set_num_threads(min(_THREADS, os.cpu_count() or 1))
+    # torch's own number already respects OMP_NUM_THREADS and the cores that are really there.
+    torch.set_num_threads(min(_THREADS, torch.get_num_threads()))
     try:
         serve_policy(**settings, on_ready=lambda url: report_ready(url=url))
     except AgentGPTError as error:
         report_ready(error=type(error).__name__, text=str(error))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -89,6 +89,7 @@ def load_bundle(path: str | Path, *, device: str = "cpu") -> Bundle:
     Raises:
         BundleError: the folder or a file is missing, damaged, of another format version, or the weights do
             not fit the configuration.
+        ConfigError: there is no such device here.
     """
     folder = Path(path)
     fields = _read_config(folder)
@@ -100,9 +101,13 @@ def load_bundle(path: str | Path, *, device: str = "cpu") -> Bundle:
     except (KeyError, TypeError, ConfigError, UnsupportedSpace) as error:
         raise BundleError(f"{folder / CONFIG_FILE} is damaged: {error!r}; train or export the policy again") from error
     _load_weights(model, folder / WEIGHTS_FILE)
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={device!r}: expected a torch device of this machine, such as 'cpu'") from error
     return Bundle(
         path=folder,
-        model=model.to(device).eval().requires_grad_(False),
+        model=model.eval().requires_grad_(False),
         observation_space=observation_space,
         action_space=action_space,
         config=config,

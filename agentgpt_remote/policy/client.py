@@ -82,6 +82,8 @@ class RemoteSource:
 
         A timeout ends the session: a reply that came late would be taken for the next one's.
         """
+        if self._connection.fileno() == -1:
+            raise ConnectionLost(f"the session at {self._connection.url} has ended: make a new policy to act")
         self._request_id = (self._request_id + 1) % 2**32
         try:
             self._connection.send(wire.pack_frame(kind, flags, self._request_id, count, parts, tail))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -55,6 +56,7 @@ class GPTPolicy:
         HostUnreachable: nothing listens at the URL in time.
         AuthError: the server's token is missing or wrong.
         ProtocolMismatch: the server speaks another version.
+        ConfigError: the seed, timeout, device or kind of source makes no sense.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class GPTPolicy:
     ) -> None:
         if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise ConfigError(f"seed={seed!r}: expected None or an integer from 0 to 2**63 - 1")
+        if not (isinstance(timeout_s, int | float) and 0 < timeout_s < math.inf):
+            raise ConfigError(f"timeout_s={timeout_s!r}: expected seconds, more than 0")
         self.deterministic = deterministic
         self._name = str(source)
         self._source = _open(self._name, seed=seed, token=token, timeout_s=timeout_s, device=device)
@@ -130,7 +134,7 @@ class GPTPolicy:
             UnknownAgent: an id is there twice or is not a text, or a terminated agent is not known.
         """
         ids = check_ids(agent_ids)
-        ended = check_ids(terminated_agent_ids or (), "terminated_agent_ids")
+        ended = check_ids(() if terminated_agent_ids is None else terminated_agent_ids, "terminated_agent_ids")
         self._check_open()
         check_ended(ended, self._agents)
         if not ids:
@@ -163,6 +167,8 @@ class GPTPolicy:
         single = is_single(self.observation_space, observation)
         batch = as_batch_of_one(self.observation_space, observation) if single else observation
         count = 1 if single else _count(batch)
+        if not count:
+            raise InvalidObservation("got a batch of 0 observations: expected at least one")
         if state is None:
             state = self._new_chain(count)
         if not isinstance(state, PredictState):
@@ -172,7 +178,10 @@ class GPTPolicy:
             raise InvalidObservation(
                 f"got {count} observations, the state is of {len(ids)}: pass state=None to begin anew"
             )
-        starts = np.broadcast_to(np.asarray(False if episode_start is None else episode_start, np.bool_), (count,))
+        starts = np.asarray(False if episode_start is None else episode_start, np.bool_)
+        if starts.shape not in ((), (count,)):
+            raise ConfigError(f"episode_start has shape {starts.shape}: expected ({count},), one per observation")
+        starts = np.broadcast_to(starts, (count,))
         ended = tuple(agent for agent, start in zip(ids, starts, strict=True) if start and agent in self._agents)
         actions = self._act(ids, batch, ended, deterministic)
         return (first_of(self.action_space, actions) if single else actions), state
@@ -272,4 +281,6 @@ def _open(source: str, *, seed: int | None, token: str | None, timeout_s: float,
         from agentgpt_remote.serving import resolve_token
 
         return RemoteSource(source, token=resolve_token(token), seed=seed, timeout_s=timeout_s)
+    if "://" in source:
+        raise ConfigError(f"source={source!r}: expected a bundle's folder, or the ws:// or http:// URL of a server")
     return LocalSource(source, seed=seed, device=device)

@@ -86,16 +86,21 @@ def _array(space: Space[Any], value: Any, n: int, where: str) -> NDArray[Any]:
         )
     if array.dtype == dtype:
         return array
-    if not np.can_cast(array.dtype, dtype, "same_kind") and not _fits(array, dtype):
+    return _cast(array, dtype, where)
+
+
+def _cast(array: NDArray[Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
+    """Return the array in another dtype: integers keep their value, and no finite number becomes infinite."""
+    integers = array.dtype.kind in "biu" and dtype.kind in "biu"
+    if not integers and (array.dtype.kind not in "biuf" or dtype.kind != "f"):
         raise InvalidObservation(f"{where} has dtype {array.dtype}, which can't be cast safely: expected {dtype}")
-    return array.astype(dtype)
-
-
-def _fits(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
-    """Tell whether integers or bools keep their value in another integer dtype."""
-    if array.dtype.kind not in "biu" or dtype.kind not in "biu":
-        return False
-    return bool(np.array_equal(array.astype(dtype), array))
+    with np.errstate(over="ignore"):  # found below, and named
+        cast = array.astype(dtype)
+    lost = cast != array if integers else np.isfinite(array) & ~np.isfinite(cast)
+    if lost.any():
+        value = array[tuple(np.argwhere(lost)[0])]
+        raise InvalidObservation(f"{where} holds {value}, which {dtype} can't hold: expected an array of {dtype}")
+    return cast
 
 
 def check_observations(space: Space[Any], batch: Any, agent_ids: Sequence[str], where: str = "observation") -> None:

@@ -9,6 +9,7 @@ that comes again is answered with the last reply and not executed twice.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -164,16 +165,24 @@ def check_ids(agent_ids: Any, what: str = "agent_ids") -> tuple[str, ...]:
     Raises:
         UnknownAgent: an id is not a text, too long, or there twice.
     """
-    if isinstance(agent_ids, str):
-        raise UnknownAgent(f"{what}={agent_ids!r}: expected a list of ids, such as [{agent_ids!r}]")
+    if isinstance(agent_ids, str) or not isinstance(agent_ids, Iterable):
+        raise UnknownAgent(f"{what}={agent_ids!r}: expected a list of ids, such as ['agent']")
     ids = tuple(agent_ids)
     for agent in ids:
-        if not isinstance(agent, str) or len(agent.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
-            raise UnknownAgent(f"{what} holds {agent!r}: expected a text of at most {MAX_ID_BYTES} bytes")
+        if not isinstance(agent, str) or not _is_short_text(agent):
+            raise UnknownAgent(f"{what} holds {agent!r}: expected a text of at most {MAX_ID_BYTES} bytes in UTF-8")
+    ids = tuple(map(str.__str__, ids))  # plain texts also of numpy's strings, which msgpack can't hold
     if len(set(ids)) != len(ids):
         twice = next(agent for index, agent in enumerate(ids) if agent in ids[:index])
         raise UnknownAgent(f"{what} holds {twice!r} twice: expected different ids")
     return ids
+
+
+def _is_short_text(agent: str) -> bool:
+    try:
+        return len(agent.encode()) <= MAX_ID_BYTES
+    except UnicodeEncodeError:  # a lone surrogate, which no message can carry
+        return False
 
 
 def check_ended(ended: tuple[str, ...], known: Any) -> None:
