@@ -13,6 +13,7 @@ import torch
 from agentgpt_remote.errors import TrainingFailed
 
 FORMAT_VERSION = 1
+BEST_NAME = "best.pt"
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -40,7 +41,7 @@ class Checkpoints:
         Args:
             state: what :meth:`load_last` returns later.
             env_steps: environment steps so far; names the file.
-            best: also keep it as the best.
+            best: also keep it as the best, for as long as none better comes.
 
         Raises:
             TrainingFailed: the disk is full or not writable; earlier checkpoints are untouched.
@@ -49,7 +50,7 @@ class Checkpoints:
         payload = {"format_version": FORMAT_VERSION, "env_steps": env_steps, **state}
         self._write(payload, path)
         if best:
-            self._link(path, self.folder / "best.pt")
+            self._link(path, self.folder / BEST_NAME)
         for old in self.paths()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path
@@ -66,6 +67,15 @@ class Checkpoints:
         """
         paths = self.paths()
         return load_checkpoint(paths[-1]) if paths else None
+
+    def load_best(self) -> dict[str, Any] | None:
+        """Return the best checkpoint's state, or None where there is none.
+
+        Raises:
+            TrainingFailed: it is damaged or of another version.
+        """
+        path = self.folder / BEST_NAME
+        return load_checkpoint(path) if path.exists() else None
 
     def _write(self, payload: dict[str, Any], path: Path) -> None:
         temporary = path.with_suffix(".tmp")

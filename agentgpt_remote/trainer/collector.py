@@ -61,6 +61,10 @@ class EpisodeLog:
         self.fresh.append(episode_return)
         self.count += 1
 
+    def mean_return(self) -> float | None:
+        """Return the mean of the last 20 episodes' returns; None before the first."""
+        return sum(self.returns) / len(self.returns) if self.returns else None
+
 
 class Collector:
     """Acts on whichever lane is ready, and stores what happens.

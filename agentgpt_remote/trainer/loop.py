@@ -136,6 +136,7 @@ class _Run:
         self._began = time.perf_counter()
         self._wall_before = 0.0
         self._last_checkpoint = -1
+        self._best_saved = float("-inf")
         self._reported_steps = 0
 
     def prepare(self, hosts: OpenedHosts) -> None:
@@ -151,6 +152,8 @@ class _Run:
             self.session.load_state_dict(state)
             self._wall_before = float(state["wall_s"])
             self._reported_steps = self.session.collector.env_steps
+            best = self.checkpoints.load_best()
+            self._best_saved = float("-inf") if best is None else best["training_return"]
             logger.info("resumed run=%s env_steps=%d", self.run_dir, self.session.collector.env_steps)
         config = {
             "format_version": CONFIG_VERSION,
@@ -209,7 +212,7 @@ class _Run:
         collector, now = self.session.collector, time.perf_counter()
         episodes, times = collector.episodes, collector.times
         fresh = episodes.fresh
-        mean_return = float(np.mean(episodes.returns)) if episodes.returns else None
+        mean_return = episodes.mean_return()
         steps = collector.env_steps - self._reported_steps
         self._reported_steps = collector.env_steps
         values: dict[str, float | None] = {
@@ -250,18 +253,20 @@ class _Run:
     def save(self) -> int:
         """Write a checkpoint and the bundle; return the steps after which the bundle's weights were taken."""
         session, env_steps = self.session, self.session.collector.env_steps
-        best = session.best.env_steps == env_steps
+        training_return = session.collector.episodes.mean_return()
         if env_steps != self._last_checkpoint:
-            self.checkpoints.save({**session.state_dict(), "wall_s": self.wall_s()}, env_steps, best=best)
+            state = {**session.state_dict(), "wall_s": self.wall_s(), "training_return": training_return}
+            best = training_return is not None and training_return >= self._best_saved
+            self.checkpoints.save(state, env_steps, best=best)
+            self._best_saved = training_return if best and training_return is not None else self._best_saved
             self._last_checkpoint = env_steps
         model = session.best.preferred(session.model, list(session.collector.episodes.returns))
         policy_steps = env_steps if model is session.model else session.best.env_steps
-        returns = session.collector.episodes.returns
         provenance = {
             "source": self.description,
             "env_steps": env_steps,
             "policy_env_steps": policy_steps,
-            "episode_return": float(np.mean(returns)) if returns else None,
+            "episode_return": training_return,
             "seed": self.hp.seed,
             "package_version": __version__,
             "hyperparameters": self.hp.to_dict(),
@@ -274,14 +279,13 @@ class _Run:
         policy_steps = self.save()
         self.reporter.close()
         write_learning_curve(self.run_dir, self.description)
-        returns = collector.episodes.returns
         result = TrainingResult(
             run_dir=self.run_dir,
             bundle=self.bundle,
             env_steps=collector.env_steps,
             wall_s=self.wall_s(),
             episodes=collector.episodes.count,
-            episode_return=float(np.mean(returns)) if returns else None,
+            episode_return=collector.episodes.mean_return(),
             policy_env_steps=policy_steps,
             stopped=self.stop.is_set(),
         )
