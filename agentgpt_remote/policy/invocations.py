@@ -1,6 +1,6 @@
-"""``POST /invocations``: acting by JSON, for people and for SageMaker.
+"""``POST /invocations``: acting by HTTP, for people and for SageMaker.
 
-The request is an object::
+The request is a JSON object::
 
     {"observations": [...],            one observation per agent, nested lists; dict and tuple spaces as
                                        objects and lists
@@ -12,6 +12,10 @@ and the answer ``{"actions": [...], "agent_ids": [...]}``, one action per agent.
 request begins with empty memories. ``X-Amzn-SageMaker-Session-Id: NEW_SESSION`` opens a session; the
 answer's header ``X-Amzn-SageMaker-New-Session-Id`` names it, and later requests with that id go on where
 it left off. An error is ``{"error": text}`` with status 400 (413 for a body over the limit).
+
+For speed, a body of type ``application/octet-stream`` is one request of the WebSocket's
+(:mod:`agentgpt_remote.policy.wire`) and its answer that request's reply. In a session, a request whose
+number is the last one's is answered once more and not executed again.
 """
 
 from __future__ import annotations
@@ -26,18 +30,20 @@ import msgspec
 import numpy as np
 from gymnasium import Space, spaces
 
+from agentgpt_remote.codec import Layout
 from agentgpt_remote.errors import AgentGPTError, InvalidObservation, UnknownAgent
 from agentgpt_remote.policy.bundle import Bundle
 from agentgpt_remote.policy.engine import AgentTable, PolicyEngine
 from agentgpt_remote.policy.observations import batch_observations, first_of
-from agentgpt_remote.policy.wire import check_ended, check_ids
+from agentgpt_remote.policy.wire import FAILED, PolicySession, check_ended, check_ids, pack_failure, unpack_frame
 
 SESSION_HEADER = "x-amzn-sagemaker-session-id"
 NEW_SESSION_HEADER = "X-Amzn-SageMaker-New-Session-Id"
 MAX_SESSIONS = 1024
 SESSION_LIFETIME_S = 3600.0
+JSON, BINARY = "application/json", "application/octet-stream"
 
-Answer = tuple[int, dict[str, Any], dict[str, str]]
+Answer = tuple[int, bytes, dict[str, str]]
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,60 +54,70 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Invocations:
-    """Answers JSON requests, in sessions; the least recently used one makes room for a new one.
+    """Answers HTTP requests, in sessions; the least recently used one makes room for a new one.
 
     Args:
         engine: shared with all other sessions.
         bundle: the policy.
+        layouts: of the observation and of the action space.
     """
 
     max_body_bytes = 6_291_456  # SageMaker's limit
 
-    def __init__(self, engine: PolicyEngine, bundle: Bundle) -> None:
-        self._engine, self._bundle = engine, bundle
-        self._sessions: OrderedDict[str, tuple[AgentTable, float]] = OrderedDict()
+    def __init__(self, engine: PolicyEngine, bundle: Bundle, layouts: tuple[Layout, Layout]) -> None:
+        self._engine, self._bundle, self._layouts = engine, bundle, layouts
+        self._sessions: OrderedDict[str, tuple[PolicySession, float]] = OrderedDict()
 
     def answer(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Return status, fields and headers of the answer.
+        """Return status, body and headers of the answer.
 
         Args:
             body: the request's body.
             headers: its headers, in lower case.
         """
+        binary = headers.get("content-type", "").partition(";")[0].strip().lower() == BINARY
         if len(body) > self.max_body_bytes:
-            return 413, {"error": f"the body is over the limit of {self.max_body_bytes} bytes"}, {}
+            error = InvalidObservation(f"the body is over the limit of {self.max_body_bytes} bytes")
+            return 413, *_refusal(error, binary)
         try:
-            request = msgspec.json.decode(body, type=_Request)
-            agents, answer_headers, once = self._agents(headers.get(SESSION_HEADER))
+            request = None if binary else _parse(body)
+            session, named, once = self._session(headers.get(SESSION_HEADER))
             try:
-                return 200, self._act(agents, request), answer_headers
+                if request is None:
+                    reply = session.handle(body)
+                    return 400 if unpack_frame(reply).kind == FAILED else 200, reply, {"content-type": BINARY, **named}
+                answer = msgspec.json.encode(self._act(session.agents, request))
+                return 200, answer, {"content-type": JSON, **named}
             finally:
                 if once:
-                    agents.clear()
-        except (AgentGPTError, msgspec.MsgspecError) as error:
-            return 400, {"error": str(error)}, {}
+                    session.agents.clear()
+        except AgentGPTError as error:
+            return 400, *_refusal(error, binary)
 
-    def _agents(self, session_id: str | None) -> tuple[AgentTable, dict[str, str], bool]:
-        """Return the agents of a session, headers that name a new one, and whether they are for one request only."""
+    def _new_session(self) -> PolicySession:
+        return PolicySession(self._engine, self._bundle, self._layouts)
+
+    def _session(self, session_id: str | None) -> tuple[PolicySession, dict[str, str], bool]:
+        """Return the session, headers that name it where it is new, and whether it is for one request only."""
         now = time.time()
         for old in [name for name, (_, expires) in self._sessions.items() if expires < now]:
-            self._sessions.pop(old)[0].clear()
+            self._sessions.pop(old)[0].agents.clear()
         if session_id is None:
-            return AgentTable(self._engine), {}, True
+            return self._new_session(), {}, True
         headers = {}
         if session_id == "NEW_SESSION":
-            session_id, agents = secrets.token_urlsafe(24), AgentTable(self._engine)
+            session_id, session = secrets.token_urlsafe(24), self._new_session()
             expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + SESSION_LIFETIME_S))
             headers[NEW_SESSION_HEADER] = f"{session_id}; Expires={expires}"
         elif session_id in self._sessions:
-            agents = self._sessions[session_id][0]
+            session = self._sessions[session_id][0]
         else:
             raise UnknownAgent("the session is unknown or has expired: ask for a new one with NEW_SESSION")
-        self._sessions[session_id] = (agents, now + SESSION_LIFETIME_S)
+        self._sessions[session_id] = (session, now + SESSION_LIFETIME_S)
         self._sessions.move_to_end(session_id)
         while len(self._sessions) > MAX_SESSIONS:
-            self._sessions.popitem(last=False)[1][0].clear()
-        return agents, headers, False
+            self._sessions.popitem(last=False)[1][0].agents.clear()
+        return session, headers, False
 
     def _act(self, agents: AgentTable, request: _Request) -> dict[str, Any]:
         count = len(request.observations)
@@ -117,6 +133,25 @@ class Invocations:
         actions = agents.act(ids, batch, ended, request.deterministic)
         rows = [_to_json(first_of(self._bundle.action_space, _from_row(actions, row))) for row in range(count)]
         return {"actions": rows, "agent_ids": list(ids)}
+
+
+def _parse(body: bytes) -> _Request:
+    """Return the request in a JSON body.
+
+    Raises:
+        InvalidObservation: it is not one.
+    """
+    try:
+        return msgspec.json.decode(body, type=_Request)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidObservation(f"the body is not a request: {error}") from error
+
+
+def _refusal(error: AgentGPTError, binary: bool) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers that tell an error in the request's own form."""
+    if binary:
+        return pack_failure(0, error), {"content-type": BINARY}
+    return msgspec.json.encode({"error": str(error)}), {"content-type": JSON}
 
 
 def _from_json(space: Space[Any], value: Any, where: str) -> Any:

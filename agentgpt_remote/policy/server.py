@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -48,7 +48,7 @@ class PolicyService:
         self.bundle = bundle
         self.engine = PolicyEngine(bundle.model)
         self.layouts = (Layout(bundle.observation_space), Layout(bundle.action_space))
-        self.invocations = Invocations(self.engine, bundle)
+        self.invocations = Invocations(self.engine, bundle, self.layouts)
         self.num_sessions = 0
         self._max_sessions = max_sessions
         self._welcome = wire.welcome(bundle)
@@ -60,15 +60,16 @@ class PolicyService:
 
     async def ping(self, _request: Request) -> JSONResponse:
         """Answer a health check."""
+        # Anyone may ask, so nothing of the machine is told, such as where the bundle lies.
         fields = {"status": "ok", "version": __version__, "protocol": wire.PROTOCOL_VERSION}
-        return JSONResponse(fields | {"bundle": str(self.bundle.path), "sessions": self.num_sessions})
+        return JSONResponse(fields | {"sessions": self.num_sessions})
 
-    async def invoke(self, request: Request) -> JSONResponse:
-        """Answer one JSON request; its schema is in :mod:`agentgpt_remote.policy.invocations`."""
-        status, fields, headers = await self.run(
+    async def invoke(self, request: Request) -> Response:
+        """Answer one HTTP request; its forms are in :mod:`agentgpt_remote.policy.invocations`."""
+        status, body, headers = await self.run(
             self.invocations.answer, await _limited_body(request), dict(request.headers)
         )
-        return JSONResponse(fields, status_code=status, headers=headers)
+        return Response(body, status_code=status, headers=headers)
 
     async def act(self, websocket: WebSocket) -> None:
         """Serve one client until it leaves."""

@@ -205,6 +205,9 @@ class PolicySession:
         bundle: the policy.
         layouts: of the observation and of the action space.
         seed: seed of sampling.
+
+    Attributes:
+        agents: the client's agents.
     """
 
     def __init__(

@@ -1,0 +1,106 @@
+"""HTTP requests beyond the JSON examples: the binary form, sessions by it, and bodies that are no request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+
+from agentgpt_remote import errors
+from agentgpt_remote.codec import Layout
+from agentgpt_remote.policy import wire
+from agentgpt_remote.policy.gpt_policy import GPTPolicy
+from agentgpt_remote.policy.invocations import BINARY, SESSION_HEADER, Invocations
+from tests.policy.conftest import SPACES
+
+ROWS = np.random.default_rng(0).normal(size=(2, 3))
+
+
+def _url(served: dict[str, str], name: str) -> str:
+    return served[name].replace("ws://", "http://") + "/invocations"
+
+
+def _post(url: str, request_id: int, rows: np.ndarray, ids: list[str], **headers: str) -> httpx.Response:
+    parts: list[np.ndarray] = []
+    assert Layout(SPACES["continuous"][0]).batch_parts(rows, len(rows), parts)
+    tail = msgspec.msgpack.encode(wire.Agents(ids, []))
+    body = wire.pack_frame(wire.ACT, wire.DETERMINISTIC, request_id, len(ids), parts, tail)
+    return httpx.post(url, content=body, headers={"content-type": BINARY, **headers})
+
+
+def _actions(answer: httpx.Response) -> np.ndarray:
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == BINARY
+    frame = wire.unpack_frame(answer.content)
+    return Layout(SPACES["continuous"][1]).decode_batch(frame.message, wire.RAW_OFFSET, frame.count, copy=True)
+
+
+def test_binary_invocation_acts_like_the_policy(served: dict[str, str], bundles: dict[str, Path]) -> None:
+    actions = _actions(_post(_url(served, "continuous"), 1, ROWS, ["a", "b"]))
+    with GPTPolicy(bundles["continuous"]) as policy:
+        np.testing.assert_allclose(actions, policy.select_action(["a", "b"], ROWS), atol=1e-5)
+
+
+def test_binary_session_remembers_and_answers_a_repeated_request_once(
+    served: dict[str, str], bundles: dict[str, Path]
+) -> None:
+    url = _url(served, "continuous")
+    opened = _post(url, 1, ROWS, ["a", "b"], **{SESSION_HEADER: "NEW_SESSION"})
+    session = {SESSION_HEADER: opened.headers["X-Amzn-SageMaker-New-Session-Id"].partition(";")[0]}
+    second = _actions(_post(url, 2, -ROWS, ["a", "b"], **session))
+    repeated = _actions(_post(url, 2, -ROWS, ["a", "b"], **session))
+    third = _actions(_post(url, 3, ROWS, ["a", "b"], **session))
+    np.testing.assert_array_equal(repeated, second)
+    with GPTPolicy(bundles["continuous"]) as policy:
+        expected = [policy.select_action(["a", "b"], rows) for rows in (ROWS, -ROWS, ROWS)]
+    for actions, wanted in zip((_actions(opened), second, third), expected, strict=True):
+        np.testing.assert_allclose(actions, wanted, atol=1e-5)
+
+
+def test_binary_invocation_tells_errors_in_its_own_form(served: dict[str, str]) -> None:
+    url = _url(served, "continuous")
+    answers = [
+        _post(url, 1, np.full((1, 3), np.nan), ["a"]),
+        _post(url, 1, ROWS[:1], ["a"], **{SESSION_HEADER: "stale"}),
+        httpx.post(url, content=b"", headers={"content-type": BINARY}),
+    ]
+    kinds = (errors.InvalidObservation, errors.UnknownAgent, errors.ProtocolError)
+    for answer, kind in zip(answers, kinds, strict=True):
+        assert answer.status_code == 400
+        with pytest.raises(kind):
+            wire.raise_failure(wire.unpack_frame(answer.content))
+    large = httpx.post(url, content=b" " * (Invocations.max_body_bytes + 1), headers={"content-type": BINARY})
+    assert large.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x00\x01",
+        b'{"observations": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"observations": [[1, 1, 1]], "agent_ids": ["\xff"]}',
+        b'{"observations": [[1, 1, 1]], "agent_ids": ["\\ud800"]}',
+        b'{"observations": [[NaN, 1, 1]]}',
+        b'{"observations": [[1' + b"0" * 400 + b", 1, 1]]}",
+    ],
+)
+def test_body_that_is_no_request_is_refused(served: dict[str, str], body: bytes) -> None:
+    answer = httpx.post(_url(served, "continuous"), content=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]
+
+
+def test_number_that_would_overflow_is_refused(served: dict[str, str]) -> None:
+    answer = httpx.post(_url(served, "cartpole"), content=b'{"observations": [[1e300, 1, 1, 1]]}')
+    assert answer.status_code == 400
+    assert "float32 can't hold" in answer.json()["error"]
+
+
+def test_ping_tells_nothing_of_the_machine(served: dict[str, str], bundles: dict[str, Path]) -> None:
+    answer = httpx.get(_url(served, "cartpole").replace("/invocations", "/ping"))
+    assert answer.status_code == 200
+    assert str(bundles["cartpole"].parent) not in answer.text
