@@ -28,7 +28,7 @@ from agentgpt_remote.server.runner import Pace, SessionThread, timed
 from agentgpt_remote.server.sources import EnvRequest, EnvSource
 
 _logger = logging.getLogger("agentgpt_remote.server")
-_CLOSE_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ class Session:
         self.secret = secrets.token_urlsafe(24)
         self.num_envs = env.num_envs or 1
         self.ended = False
+        self._hangs = False
         self._env = env
         self._thread = thread
         self._limits = limits
@@ -122,7 +123,7 @@ class Session:
             "its session has ended. Connect again, or start the host with a longer step_timeout_s"
         )
         _logger.warning("environment hangs session=%s kind=%d", self.session_id, envelope.kind)
-        self.ended = True
+        self.ended = self._hangs = True
         return _error_reply(envelope.sequence, error)
 
     def _checked(self, envelope: Envelope, reply: bytes) -> bytes:
@@ -138,10 +139,12 @@ class Session:
         return _error_reply(envelope.sequence, error)
 
     async def end(self) -> None:
-        """Close the environments, waiting for a while; a hung one is left behind with its thread."""
+        """Close the environments, waiting for a while; one that hangs is left behind with its thread."""
         self.ended = True
         closing = self._thread.run(self._env.close)
         self._thread.end()
+        if self._hangs:
+            return
         try:
             await asyncio.wait_for(closing, _CLOSE_TIMEOUT_S)
         except Exception as error:  # noqa: BLE001 - an environment may raise anything from close

@@ -1,0 +1,130 @@
+"""Hosts that a client started for itself end with it, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gymnasium.error import NameNotFound
+
+from agentgpt_remote.errors import AuthError, ConnectionLost, HostUnreachable
+from agentgpt_remote.wrappers.launcher import EnvLauncher
+from agentgpt_remote.wrappers.local_host import LocalHost
+from agentgpt_remote.wrappers.remote_env import RemoteEnv
+from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
+from tests.wrappers.odd_envs import CountingEnv
+
+CLIENT = """
+import sys
+from agentgpt_remote.wrappers.local_host import LocalHost
+from agentgpt_remote.wrappers.remote_env import RemoteEnv
+env = RemoteEnv("CartPole-v1")
+env.reset()
+print(env._session.host.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def _wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, 0)
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]
+    return False
+
+
+def test_local_host_serves_several_sessions_and_ends() -> None:
+    with LocalHost("CartPole-v1") as host:
+        with (
+            RemoteVectorEnv(url=host.url, token=host.token, num_envs=2) as one,
+            RemoteVectorEnv("CartPole-v1", url=host.url, token=host.token, num_envs=3) as other,
+        ):
+            assert one.reset(seed=0)[0].shape == (2, 4)
+            assert other.reset(seed=0)[0].shape == (3, 4)
+        with pytest.raises(AuthError):
+            RemoteEnv(url=host.url, token="guess")
+        assert host.running
+        assert host.token not in repr(host)
+    assert not host.running
+    host.close()
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+def test_token_of_a_local_host_is_in_no_process_listing() -> None:
+    with LocalHost("CartPole-v1") as host:
+        for name in ("cmdline", "environ"):
+            assert host.token.encode() not in Path(f"/proc/{host.pid}/{name}").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
+def test_host_ends_with_its_client_however_it_ends(end: signal.Signals | None) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", CLIENT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as client:
+        assert client.stdout is not None
+        assert client.stdin is not None
+        host = int(client.stdout.readline())
+        assert _alive(host)
+        if end is None:
+            client.stdin.close()
+        else:
+            client.send_signal(end)
+        client.wait(15)
+        _wait_until(lambda: not _alive(host))
+
+
+def test_host_that_was_killed_is_connection_lost() -> None:
+    with LocalHost("CartPole-v1") as host:
+        env = RemoteEnv(url=host.url, token=host.token, resume_window_s=0.3)
+        env.reset()
+        os.kill(host.pid, signal.SIGKILL)
+        _wait_until(lambda: not host.running)
+        with pytest.raises(ConnectionLost, match="not back within"):
+            env.step(0)
+        env.close()
+
+
+def test_unknown_id_starts_nothing() -> None:
+    with pytest.raises(NameNotFound, match="Did you mean"):
+        LocalHost("CartPol-v1")
+    with pytest.raises(NameNotFound, match="Did you mean"):
+        LocalHost("gymnasium:CartPol-v1")
+
+
+def test_env_launcher_serves_and_closes() -> None:
+    with EnvLauncher.launch_on_local_with_ip(CountingEnv, port=0) as launcher:
+        assert launcher.url.startswith("ws://127.0.0.1:")
+        with RemoteEnv(url=launcher.url) as env:
+            assert env.reset()[0][0] == 1.0
+    with pytest.raises(HostUnreachable):
+        RemoteEnv(url=launcher.url)
+    launcher.close()
+
+
+def test_env_launcher_tells_the_address_that_clients_use() -> None:
+    with EnvLauncher.launch_on_local_with_ip("CartPole-v1", "192.0.2.7", port=0) as launcher:
+        assert launcher.url.startswith("ws://192.0.2.7:")
+
+
+def test_env_launcher_needs_a_token_beyond_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AGENTGPT_TOKEN", raising=False)
+    with pytest.raises(AuthError, match="without a token"):
+        EnvLauncher.launch_on_local_with_ip("CartPole-v1", host="0.0.0.0", port=0)
