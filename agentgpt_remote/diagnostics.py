@@ -55,12 +55,12 @@ def check_host(url: str, *, token: str | None = None, steps: int = 200) -> Itera
     Raises:
         AgentGPTError: the host can't be reached or refuses the session.
     """
-    yield _health(url)
 
     def connect() -> gym.Env[Any, Any]:
         return RemoteEnv(url=url, token=token)
 
     with connect() as env:
+        yield _health(url)
         yield Check(name="observation space", outcome="ok", detail=str(env.observation_space))
         yield Check(name="action space", outcome="ok", detail=str(env.action_space))
     yield _env_checker("gymnasium check_env", connect, _gymnasium_check)
@@ -75,8 +75,7 @@ def _health(url: str) -> Check:
         answer = httpx.get(f"{address}/health", timeout=10.0)
         fields = answer.json()
     except (httpx.HTTPError, ValueError) as error:
-        detail = f"GET /health failed: {error}. Start a host with `agentgpt serve SOURCE --port PORT`"
-        return Check(name="health", outcome="failed", detail=detail)
+        return Check(name="health", outcome="failed", detail=f"GET {address}/health failed: {error}")
     outcome: Outcome = "ok" if answer.status_code == 200 else "failed"
     return Check(name="health", outcome=outcome, detail=", ".join(f"{key}={value}" for key, value in fields.items()))
 

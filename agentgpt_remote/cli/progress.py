@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 _PLAIN_INTERVAL_S = 5.0
 _SHOWN = (
-    "device torch_threads seed max_steps num_layers d_model num_heads max_input_states rollout_steps batch_size "
-    "replay_ratio lr_init entropy_coef"
-).split()
+    *("device", "torch_threads", "seed", "max_steps", "num_layers", "d_model", "num_heads", "max_input_states"),
+    *("rollout_steps", "batch_size", "replay_ratio", "lr_init", "entropy_coef"),
+)
 
 
 @contextlib.contextmanager

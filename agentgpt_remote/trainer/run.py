@@ -66,8 +66,11 @@ class TrainingRun:
         last: dict[str, Any] = {}
         for row in read_metrics(self.run_dir / "metrics.jsonl"):
             last |= {name: value for name, value in row.items() if value is not None}
+        state = self._state()
+        if state in ("completed", "stopped"):
+            last["env_steps"] = read_json(self.run_dir / RESULT_NAME)["env_steps"]
         return RunStatus(
-            state=self._state(),
+            state=state,
             env_steps=int(last.get("env_steps", 0)),
             max_steps=self.hyperparameters.max_steps,
             episode_return=last.get("rollout/episode_return"),
@@ -226,7 +229,7 @@ def _host(item: Any) -> tuple[str, EnvHost, str | None]:
             f"env holds a {kind}, which lives in this process: pass RemoteEnv(env), a RemoteVectorEnv or a URL, "
             "or train in this process with agentgpt_remote.trainer.loop.train(..., envs=[...])"
         )
-    url, own_token = inner.lend()
-    name = inner.spec.id if inner.spec is not None else url.partition("://")[2]
-    num_agents = inner.num_envs if isinstance(inner, RemoteVectorEnv) else None
-    return name, EnvHost(env_endpoint=url, num_agents=num_agents), own_token
+    lent = inner.lend()
+    name = inner.spec.id if inner.spec is not None else lent.url.partition("://")[2]
+    num_agents = inner.num_envs if isinstance(inner, RemoteVectorEnv) else 1 if lent.only_one else None
+    return name, EnvHost(env_endpoint=lent.url, num_agents=num_agents), lent.token

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
@@ -15,6 +15,20 @@ from agentgpt_remote.handshake import Open
 from agentgpt_remote.serving import resolve_token
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.transport import SessionTransport, Timeouts
+
+
+class LentHost(NamedTuple):
+    """A host that another process may use.
+
+    Attributes:
+        url: where it listens.
+        token: its token.
+        only_one: whether it serves one environment, which exists already, to one session at a time.
+    """
+
+    url: str
+    token: str | None
+    only_one: bool
 
 
 class HostedSession:
@@ -69,14 +83,14 @@ class HostedSession:
         self._close_host = self.host.close
         return self.host.url, self.host.token
 
-    def lend(self) -> tuple[str, str | None]:
-        """Return URL and token, for another process to open sessions on the host.
+    def lend(self) -> LentHost:
+        """Return where another process may open sessions.
 
         An environment of this process exists once: its own session ends, so that the other process can have it.
         """
         if self._only_one:
             self.transport.close()
-        return self.transport.url, self._token
+        return LentHost(self.transport.url, self._token, self._only_one)
 
     def close(self) -> None:
         """End the session, and the host that was started for it."""

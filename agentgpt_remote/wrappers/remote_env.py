@@ -16,7 +16,7 @@ from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
 from agentgpt_remote.spaces import space_from_dict
 from agentgpt_remote.steps import EnvCodec
-from agentgpt_remote.wrappers.hosting import HostedSession, with_fixed_text
+from agentgpt_remote.wrappers.hosting import HostedSession, LentHost, with_fixed_text
 from agentgpt_remote.wrappers.transport import Timeouts
 
 REMOTE_RENDER_MODES = ("rgb_array", "ansi")
@@ -176,8 +176,8 @@ class RemoteEnv(gym.Env[Any, Any]):
         if self._closed:
             raise ClosedEnvironmentError(f"{type(self).__name__} at {self.url} is closed: make it again")
 
-    def lend(self) -> tuple[str, str | None]:
-        """Return URL and token of the host, for another process to train there while this one keeps it alive.
+    def lend(self) -> LentHost:
+        """Return where the host listens, for another process to train there while this one keeps it alive.
 
         A source that was an environment of this process exists once, so it can't be stepped here meanwhile.
         """

@@ -20,7 +20,7 @@ from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
 from agentgpt_remote.spaces import space_from_dict
 from agentgpt_remote.steps import VectorCodec
-from agentgpt_remote.wrappers.hosting import HostedSession, with_fixed_text
+from agentgpt_remote.wrappers.hosting import HostedSession, LentHost, with_fixed_text
 from agentgpt_remote.wrappers.remote_env import host_spec, open_request, remote_metadata, without_token
 from agentgpt_remote.wrappers.transport import Timeouts
 
@@ -263,8 +263,8 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         self._transport.send(Kind.CALL, extras=pack_value([operation, name, args, kwargs]))
         return unpack_value(self._transport.receive().extras_data)
 
-    def lend(self) -> tuple[str, str | None]:
-        """Return URL and token of the host, for another process to train there while this one keeps it alive.
+    def lend(self) -> LentHost:
+        """Return where the host listens, for another process to train there while this one keeps it alive.
 
         A source that was an environment of this process exists once, so it can't be stepped here meanwhile.
         """
