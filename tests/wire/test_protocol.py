@@ -125,7 +125,7 @@ def test_own_and_gymnasium_errors_cross_as_their_own_class(error: Exception) -> 
 
 
 def test_other_errors_cross_as_remote_env_error_with_their_traceback() -> None:
-    class Unprintable(Exception):  # noqa: N818
+    class Unprintable(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no text")
 
