@@ -106,7 +106,7 @@ def _open_remote(
 ) -> list[tuple[str, Any]]:
     """Open all hosts that answer."""
     opened: list[tuple[str, Any]] = []
-    errors: list[ConnectionLost | RemoteTimeout] = []
+    unreachable: dict[str, ConnectionLost | RemoteTimeout] = {}
     # With other hosts to go on with, a lost one is not waited for as long as a single one.
     resume_window_s = _RESUME_WINDOW_S if len(hosts) > 1 else None
     for name, host in hosts.items():
@@ -117,10 +117,11 @@ def _open_remote(
                 env = _connect(host.env_endpoint, own_token, size, hyperparameters, resume_window_s)
                 opened.append((f"{name}/{lane}", stack.enter_context(env)))
         except (ConnectionLost, RemoteTimeout) as error:
-            logger.warning("host=%s url=%s left out: %s", name, host.env_endpoint, error)
-            errors.append(error)
-    if not opened and errors:
-        raise errors[0]
+            unreachable[name] = error
+    if unreachable and not opened:
+        raise next(iter(unreachable.values()))
+    for name, reason in unreachable.items():
+        logger.warning("host=%s url=%s left out: %s", name, hosts[name].env_endpoint, reason)
     return opened
 
 

@@ -222,7 +222,7 @@ class Hyperparameters:
             "rollout_steps": rollout,
             "chunk_steps": max(1, min(64, rollout // num_agents)),
             "batch_size": min(256, rollout),
-            "replay_ratio": 8,
+            "replay_ratio": 10 if continuous else 5,
             "lr_init": lr_init,
             "lr_end": lr_init * 0.02,
             "entropy_coef": 0.0 if continuous else 0.005,
@@ -250,9 +250,8 @@ def _usable_cores() -> int:
 
 
 def _heads(d_model: int) -> int:
-    """Return the most heads of width 16 to 64 that divide the model's width."""
-    wanted = 16 if d_model <= 128 else 32
-    return next((d_model // size for size in (wanted, 2 * wanted, wanted // 2, 4, 2) if d_model % size == 0), 1)
+    """Return how many heads of width 32 make up the model's width, or of the next width that divides it."""
+    return next((d_model // size for size in (32, 64, 16, 8, 4) if d_model % size == 0), 1)
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:

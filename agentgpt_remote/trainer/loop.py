@@ -130,8 +130,6 @@ class _Run:
         stop: threading.Event,
     ) -> None:
         self.run_dir, self.hp, self.on_progress, self.stop = run_dir, hyperparameters, on_progress, stop
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", hyperparameters.keep_checkpoints)
         self.bundle = run_dir / "policy"
         self._began = time.perf_counter()
         self._wall_before = 0.0
@@ -147,6 +145,8 @@ class _Run:
         continuous = bool(actions.numeric_width) and not (actions.binary_width or actions.category_sizes)
         self.hp = self.hp.resolve(pick_device(self.hp.device), continuous=continuous, num_agents=hosts.num_agents)
         self.session = TrainingSession(self.hp, hosts.lanes, env.single_observation_space, env.single_action_space)
+        # The folder is made when nothing more can be refused, so that a wrong call leaves none behind.
+        self.checkpoints = Checkpoints(self.run_dir / "checkpoints", self.hp.keep_checkpoints)
         state = self.checkpoints.load_last() if self.hp.resume_training else None
         if state is not None:
             self.session.load_state_dict(state)

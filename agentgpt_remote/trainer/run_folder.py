@@ -18,7 +18,7 @@ CONFIG_VERSION = 1
 
 
 def prepare_run_folder(run_dir: Path, *, resume: bool = False, force: bool = False) -> None:
-    """Make the folder, or check that it may be used.
+    """Check that the folder may be used; training makes it.
 
     Args:
         run_dir: the run's folder.
@@ -44,11 +44,11 @@ def prepare_run_folder(run_dir: Path, *, resume: bool = False, force: bool = Fal
                 f"{run_dir} is not a run's folder (no {CONFIG_NAME}): it is not replaced, name another run"
             )
         shutil.rmtree(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file that is whole or absent."""
+    """Write a JSON file that is whole or absent, in a folder that is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(values, file, indent=2, default=str)
