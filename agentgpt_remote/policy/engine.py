@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import KeysView
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ class PolicyEngine:
     def act(
         self,
         obs: NDArray[np.float32],
-        slots: NDArray[np.int64],
+        slots: Slots,
         is_first: NDArray[np.bool_],
         generator: torch.Generator | None,
     ) -> NDArray[np.float32]:
@@ -78,29 +79,28 @@ class PolicyEngine:
 
         Args:
             obs: compact observations, float32 of shape (n, observation width).
-            slots: n different slots.
+            slots: n different slots, from :meth:`index`.
             is_first: bool of shape (n,): the observation begins an episode.
             generator: draws the actions; ``None`` takes the likeliest ones.
 
         Returns:
             float32 array of shape (n, action width).
         """
-        index = self._index(slots)
         first = torch.from_numpy(is_first).to(self._device)
         observation = torch.tensor(obs, device=self._device)
-        params = self.model.act_step(observation, self._previous[index], first, self._cache, index)
+        params = self.model.act_step(observation, self._previous[slots], first, self._cache, slots)
         distribution = self.model.distribution(params)
         actions: Tensor = distribution.mode() if generator is None else distribution.sample(generator)
-        self._previous[index] = actions
+        self._previous[slots] = actions
         result: NDArray[np.float32] = actions.cpu().numpy()
         return result
 
-    def _index(self, slots: NDArray[np.int64]) -> Slots:
+    def index(self, slots: list[int]) -> Slots:
         """Return the slots as a slice where they are consecutive, which is faster to read and write."""
-        start, count = int(slots[0]), len(slots)
-        if count == 1 or (int(slots[-1]) - start == count - 1 and bool((np.diff(slots) == 1).all())):
+        start, count = slots[0], len(slots)
+        if slots == list(range(start, start + count)):
             return slice(start, start + count)
-        return torch.from_numpy(slots).to(self._device)
+        return torch.tensor(slots, device=self._device)
 
 
 def _copy_cache(old: KVCache, new: KVCache, count: int) -> None:
@@ -121,7 +121,7 @@ class AgentTable:
     def __init__(self, engine: PolicyEngine, seed: int | None = None) -> None:
         self._engine = engine
         self._slots: dict[str, int] = {}
-        self._last: tuple[tuple[str, ...], NDArray[np.int64]] = ((), np.zeros(0, np.int64))
+        self._last: tuple[tuple[str, ...], Slots] = ((), slice(0, 0))  # agents of the last call, where they are
         self._generator = torch.Generator(device=engine.model.log_std.device)
         if seed is None:
             self._generator.seed()
@@ -132,6 +132,11 @@ class AgentTable:
     def agent_ids(self) -> list[str]:
         """Ids of the agents held, in the order in which they joined."""
         return list(self._slots)
+
+    @property
+    def held(self) -> KeysView[str]:
+        """The same as a view, which costs nothing however many they are."""
+        return self._slots.keys()
 
     def act(self, agent_ids: tuple[str, ...], batch: Any, ended: tuple[str, ...], deterministic: bool) -> Any:
         """Return a batch of actions, as the batched action space holds it.
@@ -145,18 +150,30 @@ class AgentTable:
         Raises:
             CapacityReached: too many agents; nothing has changed.
         """
+        if not ended and agent_ids == self._last[0]:
+            return self._step(batch, self._last[1], np.zeros(len(agent_ids), np.bool_), deterministic)
         fresh = [agent for agent in agent_ids if agent not in self._slots]
         reserved = self._engine.allocate(len(fresh))
-        starting = {*fresh, *ended}
-        self._slots.update(zip(fresh, reserved, strict=True))
-        if fresh or self._last[0] != agent_ids:
-            self._last = (agent_ids, np.array([self._slots[agent] for agent in agent_ids], np.int64))
+        joining = dict(zip(fresh, reserved, strict=True))
+        starting = joining.keys() | set(ended)
         is_first = np.fromiter((agent in starting for agent in agent_ids), np.bool_, len(agent_ids))
-        self.forget([agent for agent in ended if agent not in agent_ids])
+        slots = self._engine.index([joining[a] if a in joining else self._slots[a] for a in agent_ids])
+        try:
+            actions = self._step(batch, slots, is_first, deterministic)
+        except BaseException:
+            # They have not joined: the next call must still begin their episodes in slots that others used.
+            self._engine.release(reserved)
+            raise
+        self._slots.update(joining)
+        acting = set(agent_ids)
+        self.forget([agent for agent in ended if agent not in acting])
+        self._last = (agent_ids, slots)
+        return actions
+
+    def _step(self, batch: Any, slots: Slots, is_first: NDArray[np.bool_], deterministic: bool) -> Any:
         model = self._engine.model
         generator = None if deterministic else self._generator
-        compact = self._engine.act(model.observations.encode(batch), self._last[1], is_first, generator)
-        return model.actions.decode(compact)
+        return model.actions.decode(self._engine.act(model.observations.encode(batch), slots, is_first, generator))
 
     def forget(self, agent_ids: list[str]) -> None:
         """Drop agents; unknown ids are ignored."""

@@ -79,6 +79,7 @@ class GPTPolicy:
         self.observation_space: Space[Any] = self._source.observation_space
         self.action_space: Space[Any] = self._source.action_space
         self._agents: dict[str, None] = {}
+        self._checked_ids: tuple[str, ...] = ()
         self._abandoned: deque[tuple[str, ...]] = deque()
         self._chains = itertools.count()
         self._on_close: list[Callable[[], None]] = []
@@ -133,7 +134,10 @@ class GPTPolicy:
             InvalidObservation: a wrong number, shape or dtype, or a value that is not finite. Nothing changes.
             UnknownAgent: an id is there twice or is not a text, or a terminated agent is not known.
         """
-        ids = check_ids(agent_ids)
+        # Mostly the agents of the last call, whose ids are known to be right.
+        same = isinstance(agent_ids, list | tuple) and tuple(agent_ids) == self._checked_ids
+        ids = self._checked_ids if same else check_ids(agent_ids)
+        self._checked_ids = ids
         ended = check_ids(() if terminated_agent_ids is None else terminated_agent_ids, "terminated_agent_ids")
         self._check_open()
         check_ended(ended, self._agents)

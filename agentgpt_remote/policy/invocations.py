@@ -123,7 +123,7 @@ class Invocations:
         count = len(request.observations)
         given = request.agent_ids if request.agent_ids is not None else [str(index) for index in range(count)]
         ids, ended = check_ids(given), check_ids(request.terminated_agent_ids, "terminated_agent_ids")
-        check_ended(ended, agents.agent_ids)
+        check_ended(ended, agents.held)
         if not ids and not count:
             agents.forget(list(ended))
             return {"actions": [], "agent_ids": []}

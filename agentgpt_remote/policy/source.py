@@ -46,7 +46,7 @@ class LocalSource:
 
     def act(self, agent_ids: tuple[str, ...], batch: Any, ended: tuple[str, ...], deterministic: bool) -> Any:
         """Return a batch of actions."""
-        check_ended(ended, self._agents.agent_ids)
+        check_ended(ended, self._agents.held)
         return self._agents.act(agent_ids, batch, ended, deterministic)
 
     def forget(self, agent_ids: tuple[str, ...] | None) -> None:
@@ -54,7 +54,7 @@ class LocalSource:
         if agent_ids is None:
             self._agents.clear()
         else:
-            check_ended(agent_ids, self._agents.agent_ids)
+            check_ended(agent_ids, self._agents.held)
             self._agents.forget(list(agent_ids))
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ that comes again is answered with the last reply and not executed twice.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -185,16 +185,15 @@ def _is_short_text(agent: str) -> bool:
         return False
 
 
-def check_ended(ended: tuple[str, ...], known: Any) -> None:
+def check_ended(ended: tuple[str, ...], known: Collection[str]) -> None:
     """Check ids of agents that are to be forgotten.
 
     Raises:
         UnknownAgent: one of them is not held.
     """
-    held = set(known)
     for agent in ended:
-        if agent not in held:
-            raise UnknownAgent(f"agent {agent!r} is not known to this policy; it holds {len(held)} agents")
+        if agent not in known:
+            raise UnknownAgent(f"agent {agent!r} is not known to this policy; it holds {len(known)} agents")
 
 
 class PolicySession:
@@ -241,7 +240,7 @@ class PolicySession:
             if ids is None:
                 self.agents.clear()
             else:
-                check_ended(tuple(ids), self.agents.agent_ids)
+                check_ended(tuple(ids), self.agents.held)
                 self.agents.forget(ids)
             return pack_frame(DONE, 0, frame.request_id, 0, [])
         raise ProtocolError(f"a message of kind {frame.kind}: expected {ACT} (act) or {FORGET} (forget)")
@@ -253,7 +252,7 @@ class PolicySession:
         if frame.count != len(ids) or not ids or raw_bytes != self._observations.nbytes(frame.count):
             raise ProtocolError(f"{raw_bytes} bytes of observations for {frame.count} agents, of {len(ids)} ids")
         ended = tuple(agents.ended)
-        check_ended(ended, self.agents.agent_ids)
+        check_ended(ended, self.agents.held)
         batch = self._observations.decode_batch(frame.message, RAW_OFFSET, frame.count, copy=False)
         check_observations(self._space, batch, ids)
         actions = self.agents.act(ids, batch, ended, bool(frame.flags & DETERMINISTIC))
