@@ -154,18 +154,25 @@ class WebSocketConnection:
             ConnectionLost: the connection ended.
             ProtocolError: the server broke the WebSocket protocol or exceeded the frame limit.
         """
-        if self._message is None and not self._parse():
-            self._set_receive_timeout(timeout_s)
-            deadline = time.monotonic() + timeout_s
-            while True:
-                if not self._fill(0) or time.monotonic() > deadline:
-                    raise RemoteTimeout(f"no message from {self.url} within {timeout_s:g} s")
-                if self._parse():
-                    break
+        if self._message is None and (self._start == self._end or not self._parse()):
+            if timeout_s != self._receive_timeout_s:
+                self._set_receive_timeout(timeout_s)
+            self._receive(timeout_s)
         message, self._message = self._message, None
         if message is None:
             raise ProtocolError("no message after a complete frame")
         return message
+
+    def _receive(self, timeout_s: float) -> None:
+        """Receive until a message is whole."""
+        if self._fill(0):
+            if self._parse():
+                return
+            deadline = time.monotonic() + timeout_s
+            while self._fill(0) and time.monotonic() < deadline:
+                if self._parse():
+                    return
+        raise RemoteTimeout(f"no message from {self.url} within {timeout_s:g} s")
 
     def ready(self) -> bool:
         """Tell, without waiting, whether a whole message can be received.
@@ -181,12 +188,11 @@ class WebSocketConnection:
 
     def _set_receive_timeout(self, timeout_s: float) -> None:
         # A timeout of the kernel costs no system call per message, unlike Python's own.
-        if timeout_s != self._receive_timeout_s:
-            try:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout_s))
-            except OSError as error:
-                raise self._lost(error) from error
-            self._receive_timeout_s = timeout_s
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout_s))
+        except OSError as error:
+            raise self._lost(error) from error
+        self._receive_timeout_s = timeout_s
 
     def _fill(self, flags: int) -> bool:
         """Receive some bytes; return whether there were any."""

@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import ast
+import functools
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -125,6 +126,7 @@ def _pairs(value: dict[Any, Any]) -> bytes:
     return _encode([[_prepared(key), _prepared(item)] for key, item in value.items()])
 
 
+@functools.lru_cache(maxsize=256)
 def _dtype_token(dtype: np.dtype[Any]) -> bytes:
     if dtype.hasobject or dtype.kind == "T":
         raise NotSendable(f"a numpy value of dtype {dtype} can't be sent")
@@ -145,13 +147,18 @@ def _prepared_scalar(value: np.generic) -> Any:
     return _Ext(_SCALAR, _dtype_token(value.dtype) + value.tobytes())
 
 
-def _read_dtype(data: memoryview) -> tuple[np.dtype[Any], int]:
-    end = 2 + int.from_bytes(data[:2], "little")
-    text = bytes(data[2:end]).decode("ascii")
+@functools.lru_cache(maxsize=256)
+def _dtype_of(token: bytes) -> np.dtype[Any]:
+    text = token.decode("ascii")
     dtype = np.lib.format.descr_to_dtype(ast.literal_eval(text)) if text.startswith("[") else np.dtype(text)
     if dtype.hasobject:
         raise ProtocolError(f"refusing a numpy value of dtype {text!r}")
-    return dtype, end
+    return dtype
+
+
+def _read_dtype(data: memoryview) -> tuple[np.dtype[Any], int]:
+    end = 2 + int.from_bytes(data[:2], "little")
+    return _dtype_of(bytes(data[2:end])), end
 
 
 def _read_array(data: memoryview) -> np.ndarray:

@@ -58,7 +58,7 @@ def train(
     hyperparameters = Hyperparameters.from_dict(saved | given)
     prepare_run_folder(run_dir, resume=resume, force=force)
     with show_progress(run_dir) as on_progress:
-        result = run_training(hyperparameters, run_dir=run_dir, token=token, on_progress=on_progress)
+        result = run_training(hyperparameters, run_dir=run_dir, token=token, replace_run=force, on_progress=on_progress)
     evaluation = None if result.stopped else _evaluate(result.bundle, sources[0], hyperparameters.seed, token)
     if as_json:
         print(json.dumps(_summary(result, evaluation)))

@@ -122,7 +122,10 @@ class SessionEndpoint:
                     await self._close(send, _PROTOCOL_ERROR, "expected a binary message")
                 return
             try:
-                reply = await session.handle(data)
+                reply = session.handle(data)
+                if type(reply) is not bytes:
+                    # The connection may go while the environment steps; the reply is kept for the one that resumes.
+                    reply = await asyncio.shield(reply)  # type: ignore[arg-type]
             except ProtocolError as error:
                 await self._close(send, _PROTOCOL_ERROR, str(error))
                 return

@@ -85,8 +85,11 @@ class Session:
         """Return the answer to a handshake that resumes the session."""
         return Resumed(versions=versions(), executed=self._numbering.executed)
 
-    async def handle(self, data: bytes) -> bytes:
-        """Return the reply to a request: executed now, or the kept reply where it was executed before.
+    def handle(self, data: bytes) -> bytes | asyncio.Future[bytes]:
+        """Take a request: execute it, or find the kept reply where it was executed before.
+
+        Returns:
+            The reply, or the future of it where the environment steps in the session's thread.
 
         Raises:
             ProtocolError: the request is malformed or out of order.
@@ -104,8 +107,7 @@ class Session:
             self._executing = asyncio.ensure_future(self._execute_in_thread(envelope, pace))
         if self._executing is None:
             raise ProtocolError(f"request {envelope.sequence} is neither executed nor executing")
-        # The connection may go while the environment steps; the reply is kept for the one that resumes.
-        return await asyncio.shield(self._executing)
+        return self._executing
 
     async def _execute_in_thread(self, envelope: Envelope, pace: Pace | None) -> bytes:
         job = self._thread.run(timed, self._env.execute, envelope)

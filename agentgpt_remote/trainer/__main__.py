@@ -43,7 +43,14 @@ def main() -> int:
     from agentgpt_remote.trainer.loop import train
 
     try:
-        train(hyperparameters, run_dir=run_dir, envs=payload.get("urls"), token=payload.get("token"), stop_event=stop)
+        train(
+            hyperparameters,
+            run_dir=run_dir,
+            envs=payload.get("urls"),
+            token=payload.get("token"),
+            replace_run=payload.get("replace_run", False),
+            stop_event=stop,
+        )
     except Exception as error:
         trace = None if isinstance(error, AgentGPTError) else error
         logger.log(logging.ERROR, "%s: %s", type(error).__name__, error, exc_info=trace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +68,7 @@ def train(
     run_dir: str | Path,
     envs: Envs | None = None,
     token: Tokens = None,
+    replace_run: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     stop_event: threading.Event | None = None,
 ) -> TrainingResult:
@@ -80,6 +82,7 @@ def train(
         envs: environments instead of ``env_id`` and ``env_hosts``: vector environments under NEXT_STEP
             autoreset (they stay the caller's to close) or URLs of hosts.
         token: of the hosts: one for all, or one per URL, where the empty URL stands for all others.
+        replace_run: delete what ``run_dir`` holds, once nothing more can be refused.
         on_progress: called after every update.
         stop_event: ends the run with a checkpoint and a bundle when it is set. SIGINT and SIGTERM do the
             same when this runs in the main thread.
@@ -95,7 +98,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop_on_signals(run.stop))
         hosts = open_hosts(hyperparameters, envs, token, stack)
-        run.prepare(hosts)
+        run.prepare(hosts, replace_run=replace_run)
         stack.enter_context(_threads(run.hp.torch_threads))
         stack.callback(run.reporter.close)
         return run.execute()
@@ -137,7 +140,7 @@ class _Run:
         self._best_saved = float("-inf")
         self._reported_steps = 0
 
-    def prepare(self, hosts: OpenedHosts) -> None:
+    def prepare(self, hosts: OpenedHosts, *, replace_run: bool) -> None:
         """Resolve, build, restore and save the configuration."""
         env = hosts.lanes[0].envs
         self.description = hosts.description
@@ -145,7 +148,9 @@ class _Run:
         continuous = bool(actions.numeric_width) and not (actions.binary_width or actions.category_sizes)
         self.hp = self.hp.resolve(pick_device(self.hp.device), continuous=continuous, num_agents=hosts.num_agents)
         self.session = TrainingSession(self.hp, hosts.lanes, env.single_observation_space, env.single_action_space)
-        # The folder is made when nothing more can be refused, so that a wrong call leaves none behind.
+        # The folder is touched when nothing more can be refused: a wrong call leaves none behind and loses none.
+        if replace_run and self.run_dir.exists():
+            shutil.rmtree(self.run_dir)
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", self.hp.keep_checkpoints)
         state = self.checkpoints.load_last() if self.hp.resume_training else None
         if state is not None:

@@ -195,6 +195,7 @@ def start_training(
         "run_dir": str(run_dir),
         "hyperparameters": hyperparameters.to_dict(),
         "token": tokens,
+        "replace_run": force,
         "sys_path": [path or os.getcwd() for path in sys.path],  # noqa: PTH109 - entries of sys.path are strings
     }
     process = ChildProcess.start(["-m", "agentgpt_remote.trainer"], json.dumps(payload).encode())

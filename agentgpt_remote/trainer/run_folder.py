@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ def prepare_run_folder(run_dir: Path, *, resume: bool = False, force: bool = Fal
     Args:
         run_dir: the run's folder.
         resume: the run is to be continued.
-        force: an existing run is to be replaced.
+        force: an existing run is to be replaced, once the new one is about to begin.
 
     Raises:
         RunExists: there is a run, and neither ``resume`` nor ``force`` is set.
@@ -43,7 +42,6 @@ def prepare_run_folder(run_dir: Path, *, resume: bool = False, force: bool = Fal
             raise ConfigError(
                 f"{run_dir} is not a run's folder (no {CONFIG_NAME}): it is not replaced, name another run"
             )
-        shutil.rmtree(run_dir)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

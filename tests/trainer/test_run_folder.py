@@ -8,7 +8,7 @@ from agentgpt_remote.errors import ConfigError, RunExists
 from agentgpt_remote.trainer.run_folder import CONFIG_NAME, prepare_run_folder, read_json, write_json
 
 
-def test_existing_run_is_refused_then_resumed_then_replaced(tmp_path: Path) -> None:
+def test_existing_run_is_refused_unless_resumed_or_replaced(tmp_path: Path) -> None:
     run = tmp_path / "a"
     prepare_run_folder(run)
     write_json(run / CONFIG_NAME, {"x": 1})
@@ -17,7 +17,7 @@ def test_existing_run_is_refused_then_resumed_then_replaced(tmp_path: Path) -> N
     prepare_run_folder(run, resume=True)
     assert read_json(run / CONFIG_NAME) == {"x": 1}
     prepare_run_folder(run, force=True)
-    assert list(run.iterdir()) == []
+    assert read_json(run / CONFIG_NAME) == {"x": 1}, "the run is replaced when the new one begins, not before"
 
 
 def test_force_does_not_delete_what_is_no_run(tmp_path: Path) -> None:
