@@ -5,6 +5,7 @@ What to serve and the token arrive through the private pipe from the parent, and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -30,6 +31,8 @@ def main() -> int:
     """Serve what the parent handed over; return the exit code."""
     from agentgpt_remote.server.serve import serve
 
+    with contextlib.suppress(OSError):  # a leader of its group already
+        os.setsid()  # Ctrl-C in the terminal is for the client, which may want to step on
     payload = cloudpickle.loads(read_payload())
     watch_parent(_end)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -51,6 +52,7 @@ class HostedSession:
 
     def __init__(self, source: Any, url: str | None, token: str | None, request: Open, timeouts: Timeouts) -> None:
         self.host: LocalHost | None = None
+        self._owner = os.getpid()
         self._close_host: Callable[[], None] | None = None
         self._only_one = False
         self._token = token = resolve_token(token) if url is not None else None
@@ -94,6 +96,8 @@ class HostedSession:
 
     def close(self) -> None:
         """End the session, and the host that was started for it."""
+        if os.getpid() != self._owner:
+            return  # a fork's copy must not end what its parent still uses
         try:
             self.transport.close()
         finally:

@@ -91,6 +91,50 @@ def test_host_ends_with_its_client_however_it_ends(end: signal.Signals | None) -
         _wait_until(lambda: not _alive(host))
 
 
+def test_interrupt_in_the_terminal_leaves_the_host_to_its_client() -> None:
+    code = (
+        "import signal, sys\n"
+        "from agentgpt_remote.wrappers.remote_env import RemoteEnv\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('interrupted', flush=True))\n"
+        "with RemoteEnv('CartPole-v1') as env:\n"
+        "    env.reset()\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    env.step(0)\n"
+        "    print('stepped', flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "ready\n"
+        os.killpg(client.pid, signal.SIGINT)
+        assert client.stdout.readline() == "interrupted\n"
+        assert client.communicate("\n", timeout=15)[0] == "stepped\n"
+
+
+def test_fork_of_a_client_does_not_end_its_session() -> None:
+    code = (
+        "import os\n"
+        "from agentgpt_remote.wrappers.remote_env import RemoteEnv\n"
+        "env = RemoteEnv('CartPole-v1')\n"
+        "env.reset()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    env.close()\n"
+        "    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        "print(len(env.step(0)))\n"
+        "env.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.strip() == "5"
+
+
 def test_host_that_was_killed_is_connection_lost() -> None:
     with LocalHost("CartPole-v1") as host:
         env = RemoteEnv(url=host.url, token=host.token, resume_window_s=0.3)
