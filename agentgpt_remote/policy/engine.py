@@ -15,6 +15,7 @@ from agentgpt_remote.policy.cache import KVCache, Slots
 from agentgpt_remote.policy.model import PolicyModel
 
 DEFAULT_MAX_AGENTS = 65_536
+MAX_CACHE_BYTES = 4 * 2**30
 _FIRST_SLOTS = 16
 
 
@@ -25,11 +26,13 @@ class PolicyEngine:
 
     Args:
         model: the actor.
-        max_agents: most agents at once.
+        max_agents: most agents at once; by default 65,536, or as many as fit in 4 GiB of cache.
     """
 
-    def __init__(self, model: PolicyModel, max_agents: int = DEFAULT_MAX_AGENTS) -> None:
+    def __init__(self, model: PolicyModel, max_agents: int | None = None) -> None:
         self.model = model
+        if max_agents is None:
+            max_agents = max(1, min(DEFAULT_MAX_AGENTS, MAX_CACHE_BYTES // _agent_bytes(model)))
         self.max_agents = max_agents
         self._device = model.log_std.device
         self._capacity = min(_FIRST_SLOTS, max_agents)
@@ -101,6 +104,12 @@ class PolicyEngine:
         if slots == list(range(start, start + count)):
             return slice(start, start + count)
         return torch.tensor(slots, device=self._device)
+
+
+def _agent_bytes(model: PolicyModel) -> int:
+    """Return the size of one agent's keys and values in the cache."""
+    config = model.config
+    return 2 * config.num_layers * config.d_model * config.max_input_states * model.log_std.element_size()
 
 
 def _copy_cache(old: KVCache, new: KVCache, count: int) -> None:

@@ -109,6 +109,11 @@ class PolicyService:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
+async def _refuse_path(websocket: WebSocket) -> None:
+    """Answer 404, which tells a client of another service so; an upgrade merely denied looks like a wrong token."""
+    await websocket.send_denial_response(JSONResponse({"error": "this is a policy server: use /act"}, status_code=404))
+
+
 async def _limited_body(request: Request) -> bytes:
     """Return the body, or what of it is enough to see that it is too large."""
     body = bytearray()
@@ -132,6 +137,7 @@ def policy_app(bundle: Bundle, *, max_sessions: int = MAX_SESSIONS) -> Starlette
         Route("/health", service.ping),
         Route("/invocations", service.invoke, methods=["POST"]),
         WebSocketRoute("/act", service.act),
+        WebSocketRoute("/{path:path}", _refuse_path),
     ]
     return Starlette(routes=routes, lifespan=service.lifespan)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 from gymnasium import spaces
 
 from agentgpt_remote import errors
+from agentgpt_remote.connection import WebSocketConnection
 from agentgpt_remote.policy.bundle import load_bundle
 from agentgpt_remote.policy.gpt_policy import GPTPolicy
 from agentgpt_remote.policy.local_server import LocalPolicyServer
@@ -96,3 +100,32 @@ def test_stalled_server_is_an_error_in_time_and_ends_the_session(bundles: dict[s
                     policy(ROWS[0])
             finally:
                 os.kill(pid, signal.SIGCONT)
+
+
+def test_client_of_another_service_is_told_so(served: dict[str, str]) -> None:
+    with pytest.raises(errors.ProtocolMismatch):
+        WebSocketConnection.connect(served["cartpole"], path="/session")
+
+
+def test_policy_server_ends_with_a_parent_that_was_killed(bundles: dict[str, Path]) -> None:
+    code = (
+        "import sys, time; from agentgpt_remote.policy.local_server import LocalPolicyServer\n"
+        "server = LocalPolicyServer(sys.argv[1]); print(server._process.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(bundles["cartpole"])], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while _alive(pid):
+        assert time.monotonic() < deadline, f"policy server {pid} outlived its parent"
+        time.sleep(0.05)
+    assert not _alive(pid)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

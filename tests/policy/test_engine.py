@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from agentgpt_remote.errors import CapacityReached
-from agentgpt_remote.policy.engine import AgentTable, PolicyEngine
+from agentgpt_remote.policy.config import GPTConfig
+from agentgpt_remote.policy.engine import DEFAULT_MAX_AGENTS, MAX_CACHE_BYTES, AgentTable, PolicyEngine
 from agentgpt_remote.policy.model import PolicyModel
 from tests.policy.conftest import make_model
 
@@ -89,3 +91,12 @@ def test_too_many_agents_change_nothing() -> None:
         _act(table, ("a", "b", "c", "d"), np.zeros((4, 3)))
     assert table.agent_ids == ["a", "b"]
     assert _act(table, ("a", "b", "c"), np.zeros((3, 3))).shape == (3, 2)
+
+
+def test_default_limit_bounds_the_memory_of_the_cache() -> None:
+    assert PolicyEngine(_model()).max_agents == DEFAULT_MAX_AGENTS
+    config = GPTConfig(num_layers=5, d_model=256, num_heads=8, max_input_states=64)
+    large = PolicyModel(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), config)
+    cache = large.make_cache(1)
+    held = PolicyEngine(large).max_agents * (cache.keys.nbytes + cache.values.nbytes)
+    assert 0.99 * MAX_CACHE_BYTES < held <= MAX_CACHE_BYTES
