@@ -62,6 +62,7 @@ _RANGES = {
     "max_steps": _COUNT,
     "seed": _Range(0, 2**31 - 1),
     "num_layers": _Range(1, 64),
+    "critic_num_layers": _Range(1, 64),
     "d_model": _Range(2, 8192),
     "num_heads": _Range(1, 128),
     "max_input_states": _Range(1, 8192),
@@ -103,7 +104,8 @@ class Hyperparameters:
         use_tensorboard: write TensorBoard events beside metrics.jsonl.
         device: torch device that learns and acts: "auto", "cpu", "cuda", "cuda:1", ...
         torch_threads: threads of torch's operators.
-        num_layers: transformer blocks, of the actor and of the critic each.
+        num_layers: transformer blocks of the actor.
+        critic_num_layers: transformer blocks of the critic; by default as many.
         d_model: width of a token.
         num_heads: attention heads.
         max_input_states: attention window in tokens, the current one included.
@@ -142,6 +144,7 @@ class Hyperparameters:
     device: str = "auto"
     torch_threads: int | None = None
     num_layers: int | None = None
+    critic_num_layers: int | None = None
     d_model: int | None = None
     num_heads: int | None = None
     max_input_states: int = 16
@@ -217,6 +220,7 @@ class Hyperparameters:
             "device": device,
             "torch_threads": 1 if small and d_model <= 128 else None,
             "num_layers": 2 if small else 4,
+            "critic_num_layers": self.num_layers or (2 if small else 4),
             "d_model": d_model,
             "num_heads": _heads(d_model),
             "rollout_steps": rollout,
@@ -232,8 +236,16 @@ class Hyperparameters:
             chosen["torch_threads"] = _usable_cores()
         return replace(self, **chosen)
 
+    def critic_config(self) -> GPTConfig:
+        """Return the critic's sizes; call it on resolved hyperparameters.
+
+        Raises:
+            ConfigError: sizes that do not fit each other, or are still open.
+        """
+        return replace(self.model_config(), num_layers=self.critic_num_layers or 0)
+
     def model_config(self) -> GPTConfig:
-        """Return the model's sizes; call it on resolved hyperparameters.
+        """Return the actor's sizes; call it on resolved hyperparameters.
 
         Raises:
             ConfigError: sizes that do not fit each other, or are still open.

@@ -283,7 +283,6 @@ class _Run:
         collector = self.session.collector
         policy_steps = self.save()
         self.reporter.close()
-        write_learning_curve(self.run_dir, self.description)
         result = TrainingResult(
             run_dir=self.run_dir,
             bundle=self.bundle,
@@ -294,5 +293,6 @@ class _Run:
             policy_env_steps=policy_steps,
             stopped=self.stop.is_set(),
         )
+        write_learning_curve(self.run_dir, self.description)
         write_json(self.run_dir / RESULT_NAME, result.to_dict())
         return result

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agentgpt_remote.errors import TrainingFailed
-from agentgpt_remote.policy.encoder import TokenInputs
 from agentgpt_remote.policy.model import PolicyModel, ValueModel
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+from agentgpt_remote.trainer.optimizer import FlatAdam
 from agentgpt_remote.trainer.sampler import Chunks, Window, cut_chunks, window_values
 from agentgpt_remote.trainer.streams import StreamStore
 from agentgpt_remote.trainer.targets import Batch, RewardScaling, ValueScale, make_targets
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 
 class PPO:
-    """The learner: actor, critic and their optimizer.
+    """The learner: actor, critic and their optimizers.
 
     Args:
         actor: the policy, also the one that acts.
@@ -40,12 +40,9 @@ class PPO:
         self.value_scale.to(self.device)
         self.rng = np.random.default_rng(seed)
         self.updates = 0
-        lr = _required(hyperparameters.lr_init)
-        groups = [
-            {"params": list(actor.parameters()), "factor": 1.0},
-            {"params": list(critic.parameters()), "factor": hyperparameters.critic_lr_factor},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0, fused=True)
+        norm = hyperparameters.max_grad_norm
+        self.actor_optimizer = FlatAdam(actor.parameters(), max_norm=norm)
+        self.critic_optimizer = FlatAdam(critic.parameters(), max_norm=norm)
 
     def learning_rate(self, progress: float) -> float:
         """Return the actor's learning rate after a fraction of the run, warm-up included."""
@@ -79,7 +76,8 @@ class PPO:
             TrainingFailed: a loss or a gradient is not finite.
         """
         window = Window.of(store)
-        chunks = cut_chunks(store, window, _required(self.hp.chunk_steps), self.actor, self.device)
+        blocks = max(self.actor.config.num_layers, self.critic.config.num_layers)
+        chunks = cut_chunks(store, window, _required(self.hp.chunk_steps), self.actor, blocks, self.device)
         scaled = window_values(store, window, chunks, self.critic, self.device)
         targets = make_targets(
             store,
@@ -118,13 +116,10 @@ class PPO:
         return metrics | {"train/epochs": float(epochs), "train/learning_rate": self.learning_rate(progress)}
 
     def _minibatch(self, chunks: Chunks, batch: Batch, index: Tensor, progress: float) -> dict[str, float]:
-        inputs = TokenInputs(chunks.inputs.numeric[index], chunks.inputs.categories[index])
-        mask = chunks.mask[index]
         weight = batch.weight[index]
         weight = weight / weight.sum().clamp(min=1.0)
 
-        params = self.actor.outputs(inputs, mask, trim=True)[:, : chunks.steps]
-        distribution = self.actor.distribution(params)
+        distribution = self.actor.distribution(chunks.outputs(self.actor, index))
         log_ratio = distribution.log_prob(batch.action[index]) - batch.log_prob[index]
         ratio = log_ratio.exp()
         advantage = batch.advantage[index]
@@ -132,31 +127,31 @@ class PPO:
         policy_loss = -(torch.minimum(ratio * advantage, clipped * advantage) * weight).sum()
         entropy = (distribution.entropy() * weight).sum()
 
-        value = self.critic.outputs(inputs, mask, trim=True)[:, : chunks.steps, 0]
+        value = chunks.outputs(self.critic, index)[..., 0]
         target = (batch.value_target[index] - self.value_scale.mean) / self.value_scale.std
         value_loss = 0.5 * ((value - target).square() * weight).sum()
 
-        loss = policy_loss - _required(self.hp.entropy_coef) * entropy + value_loss
-        self._step(loss, progress)
+        actor_loss = policy_loss - _required(self.hp.entropy_coef) * entropy
+        self._step(actor_loss, value_loss, progress)
         with torch.no_grad():
             kl = ((ratio - 1 - log_ratio) * weight).sum()
             outside = (((ratio - 1).abs() > self.hp.clip_range) * weight).sum()
             values = torch.stack((policy_loss, value_loss, entropy, kl, outside)).tolist()
         return dict(zip(("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"), values, strict=True))
 
-    def _step(self, loss: Tensor, progress: float) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+    def _step(self, actor_loss: Tensor, critic_loss: Tensor, progress: float) -> None:
         rate = self.learning_rate(progress)
-        for group in self.optimizer.param_groups:
-            norm = nn.utils.clip_grad_norm_(group["params"], self.hp.max_grad_norm, foreach=True)
-            if not math.isfinite(norm.item()):
+        for name, loss, optimizer, factor in (
+            ("actor", actor_loss, self.actor_optimizer, 1.0),
+            ("critic", critic_loss, self.critic_optimizer, self.hp.critic_lr_factor),
+        ):
+            gradients = torch.autograd.grad(loss, optimizer.parameters)
+            norm = optimizer.step(gradients, rate * factor)
+            if not math.isfinite(norm):
                 raise TrainingFailed(
-                    f"a gradient is not finite (loss {loss.item()}, gradient step {self.updates}): "
-                    "the weights were not changed; lower lr_init, or check the environment's numbers"
+                    f"the {name}'s gradient is not finite (loss {loss.item()}, gradient step {self.updates}): "
+                    "its weights were not changed; lower lr_init, or check the environment's numbers"
                 )
-            group["lr"] = rate * group["factor"]
-        self.optimizer.step()
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,7 +160,8 @@ class PPO:
             "actor": self.actor.state_dict(),
             "critic": self.critic.state_dict(),
             "value_scale": self.value_scale.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
             "updates": self.updates,
             "rng": self.rng.bit_generator.state,
         }
@@ -175,7 +171,8 @@ class PPO:
         self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])
         self.value_scale.load_state_dict(state["value_scale"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.updates = int(state["updates"])
         self.rng.bit_generator.state = state["rng"]
 

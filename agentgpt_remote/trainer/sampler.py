@@ -54,7 +54,7 @@ class Window:
 
 @dataclass(kw_only=True, eq=False)
 class Chunks:
-    """Sequences to train on: ``num_layers`` blocks of context, then up to ``steps`` new tokens.
+    """Sequences to train on: some blocks of context, then up to ``steps`` new tokens.
 
     Attributes:
         inputs: prepared tokens, (C, T, ...); T is a multiple of the attention window.
@@ -62,6 +62,7 @@ class Chunks:
         stream: int64 (C,).
         column: int64 (C, steps): column of the window.
         inside: bool (C, steps): the column is there.
+        context_blocks: blocks of context, as many as the deepest model has layers.
         encoder: that prepared the tokens.
     """
 
@@ -70,7 +71,15 @@ class Chunks:
     stream: Int64
     column: Int64
     inside: NDArray[np.bool_]
+    context_blocks: int
     encoder: TokenEncoder
+
+    def outputs(self, model: SequenceModel, index: Tensor | slice = slice(None)) -> Tensor:
+        """Return a model's outputs for the new tokens of some chunks, (n, steps, num_outputs)."""
+        skip = self.context_blocks - model.config.num_layers
+        first = skip * model.config.max_input_states
+        inputs = TokenInputs(self.inputs.numeric[index, first:], self.inputs.categories[index, first:])
+        return model.outputs(inputs, self.mask[index, skip:], trim=True)[:, : self.steps]
 
     @property
     def steps(self) -> int:
@@ -109,19 +118,22 @@ def read_tokens(
     return inputs, torch.from_numpy(starts).to(device)
 
 
-def cut_chunks(store: StreamStore, window: Window, steps: int, model: SequenceModel, device: torch.device) -> Chunks:
+def cut_chunks(
+    store: StreamStore, window: Window, steps: int, model: SequenceModel, context_blocks: int, device: torch.device
+) -> Chunks:
     """Cut a window into chunks.
 
     Args:
         store: the streams.
         window: what is new in them.
         steps: new tokens per chunk.
-        model: that reads them.
+        model: whose encoder prepares them.
+        context_blocks: attention windows of context, as many as the deepest model has layers.
         device: where the tensors go.
     """
     attention = model.config.max_input_states
     steps = min(steps, window.columns)
-    context = model.config.num_layers * attention
+    context = context_blocks * attention
     length = context + -(-steps // attention) * attention
     stream, begin = np.nonzero(np.arange(0, window.columns, steps) < window.length[:, None])
     column = begin[:, None] * steps + np.arange(steps)
@@ -133,6 +145,7 @@ def cut_chunks(store: StreamStore, window: Window, steps: int, model: SequenceMo
         stream=stream,
         column=np.minimum(column, window.columns - 1),
         inside=column < window.length[stream][:, None],
+        context_blocks=context_blocks,
         encoder=model.encoder,
     )
 
@@ -158,7 +171,7 @@ def window_values(
     streams = np.arange(store.num_streams)
     inputs, starts = read_tokens(store, streams, store.position - count + 1, count, chunks.encoder, device)
     last = critic.outputs(inputs, window_mask(starts, attention), trim=True)[:, -1, 0]
-    inner = critic.outputs(chunks.inputs, chunks.mask, trim=True)[:, : chunks.steps, 0]
+    inner = chunks.outputs(critic)[..., 0]
     result = np.zeros((store.num_streams, window.columns + 1))
     result[streams, window.length] = last.cpu().numpy()
     rows = np.broadcast_to(chunks.stream[:, None], chunks.column.shape)

@@ -95,12 +95,13 @@ class TrainingSession:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hp.seed)
             self.model = PolicyModel(observation_space, action_space, config).to(self.device)
-            critic = ValueModel(observation_space, action_space, config).to(self.device)
+            critic = ValueModel(observation_space, action_space, hp.critic_config()).to(self.device)
         num_agents = sum(lane.num_agents for lane in lanes)
         self._rollout_tokens = max(int(hp.rollout_steps or 1), num_agents)
         # Room for four even rollouts, or for one that the smallest lane filled alone, with its context.
         smallest = min(lane.num_agents for lane in lanes)
-        capacity = 4 * self._rollout_tokens // smallest + 2 * (config.num_layers + 1) * config.max_input_states + 64
+        blocks = max(config.num_layers, critic.config.num_layers) + 1
+        capacity = 4 * self._rollout_tokens // smallest + 2 * blocks * config.max_input_states + 64
         actions = ActionFeatures(action_space)
         self.store = StreamStore(num_agents, capacity, self.model.observations.width, actions.width)
         self.rewards = RewardScaler(num_agents, hp.gamma_init)
@@ -162,7 +163,7 @@ class TrainingSession:
         """Return everything that the run goes on from, as tensors, numbers, texts, lists and dicts."""
         episodes = self.collector.episodes
         return {
-            "model": self.model.config.to_dict(),
+            "model": self._sizes(),
             "spaces": [repr(self.model.observation_space), repr(self.model.action_space)],
             "learner": self.learner.state_dict(),
             "rewards": self.rewards.moments.state_dict(),
@@ -178,16 +179,21 @@ class TrainingSession:
             },
         }
 
+    def _sizes(self) -> dict[str, int]:
+        """Return what a checkpoint's weights must agree with."""
+        names = ("num_layers", "critic_num_layers", "d_model", "num_heads", "max_input_states")
+        return {name: getattr(self.hp, name) for name in names}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned, into a run that has not started.
 
         Raises:
             ConfigError: the checkpoint is of a model of other sizes, or of another environment.
         """
-        for name, value in self.model.config.to_dict().items():
-            if state["model"][name] != value and name != "init_log_std":
+        for name, value in self._sizes().items():
+            if state["model"].get(name) != value:
                 raise ConfigError(
-                    f"{name}={value!r}: the run to resume has {name}={state['model'][name]!r}; "
+                    f"{name}={value!r}: the run to resume has {name}={state['model'].get(name)!r}; "
                     "leave it as it was, or start another run"
                 )
         spaces_now = [repr(self.model.observation_space), repr(self.model.action_space)]

@@ -51,9 +51,9 @@ def test_chunks_recompute_the_acting_log_probabilities(model: PolicyModel, capac
     fill(store, model, [60, 33, 50, 97], seed=1)
     store.trained[:] = [40, 0, 50, 70]
     window = Window.of(store)
-    chunks = cut_chunks(store, window, 8, model, torch.device("cpu"))
+    chunks = cut_chunks(store, window, 8, model, 3, torch.device("cpu"))
     with torch.no_grad():
-        params = model.outputs(chunks.inputs, chunks.mask, trim=True)[:, :8]
+        params = chunks.outputs(model)
     rows = chunks.stream[:, None]
     actions = torch.from_numpy(window.gather(store, store.action)[rows, chunks.column])
     wanted = window.gather(store, store.log_prob)[rows, chunks.column]
@@ -68,7 +68,7 @@ def test_window_values_equal_whole_recomputation(model: PolicyModel) -> None:
     store.trained[:] = [0, 3, 10]
     critic = ValueModel(model.observation_space, model.action_space, model.config)
     window = Window.of(store)
-    chunks = cut_chunks(store, window, 8, model, torch.device("cpu"))
+    chunks = cut_chunks(store, window, 8, model, 3, torch.device("cpu"))
     got = window_values(store, window, chunks, critic, torch.device("cpu"))
     for stream, (first, end) in enumerate([(0, 20), (3, 7), (10, 36)]):
         tokens = np.arange(end + 1)[None]
