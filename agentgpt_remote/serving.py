@@ -233,7 +233,7 @@ def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], 
             lifespan="on",
             access_log=False,
             log_config=None,
-            log_level="info",  # at DEBUG, websockets logs request headers, and one of them is the token
+            log_level=logging.WARNING,  # at DEBUG, websockets logs request headers, and one of them is the token
             server_header=False,
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Annotated
 
@@ -28,7 +29,8 @@ def run(
     def announce(url: str) -> None:
         print(f'serving {bundle} at {url}; act with GPTPolicy("{url}"); Ctrl-C ends it', flush=True)
 
-    serve_policy(bundle, host=host, port=port, token=token, on_ready=announce)
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
+        serve_policy(bundle, host=host, port=port, token=token, on_ready=announce)
 
 
 def evaluate(

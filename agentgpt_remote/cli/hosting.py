@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -28,4 +29,5 @@ def serve(
         guarded = "with a token" if token else "without a token, on this machine only"
         print(f"serving {source} at {url} ({num_envs} envs, {guarded}); Ctrl-C ends it", flush=True)
 
-    agentgpt_remote.serve(source, num_envs=num_envs, host=host, port=port, token=token, on_ready=announce)
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
+        agentgpt_remote.serve(source, num_envs=num_envs, host=host, port=port, token=token, on_ready=announce)

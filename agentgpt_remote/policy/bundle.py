@@ -117,15 +117,15 @@ def load_bundle(path: str | Path, *, device: str = "cpu") -> Bundle:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
+    inner = folder / "policy"
+    hint = f": did you mean {inner}?" if (inner / CONFIG_FILE).exists() else ""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        version = fields["format_version"]
+        version, _ = fields["format_version"], fields["observation_space"]
     except (FileNotFoundError, NotADirectoryError) as error:
-        hint = f": did you mean {folder / 'policy'}?" if (folder / "policy" / CONFIG_FILE).exists() else ""
         hint = hint or "; `agentgpt train SOURCE` writes one to runs/RUN_ID/policy"
         raise BundleError(f"no policy bundle at {folder} ({CONFIG_FILE} is missing){hint}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        hint = f": did you mean {folder / 'policy'}?" if (folder / "policy" / CONFIG_FILE).exists() else ""
         raise BundleError(f"{path} is not a bundle's configuration ({error!r}){hint}") from error
     if version != FORMAT_VERSION:
         side = "upgrade agentgpt-remote" if isinstance(version, int) and version > FORMAT_VERSION else "train it again"
