@@ -105,7 +105,7 @@ class Hyperparameters:
         device: torch device that learns and acts: "auto", "cpu", "cuda", "cuda:1", ...
         torch_threads: threads of torch's operators.
         num_layers: transformer blocks of the actor.
-        critic_num_layers: transformer blocks of the critic; by default as many.
+        critic_num_layers: transformer blocks of the critic; by default half as many, which learned as well and is faster.
         d_model: width of a token.
         num_heads: attention heads.
         max_input_states: attention window in tokens, the current one included.
@@ -215,18 +215,18 @@ class Hyperparameters:
         small = device.startswith("cpu")
         d_model = self.d_model or (64 if small else 256)
         rollout = self.rollout_steps or max(1024, 64 * num_agents)
-        lr_init = self.lr_init or (5e-4 if continuous else 7e-4) * (1.0 if d_model <= 128 else 0.3)
+        lr_init = self.lr_init or (5e-4 if continuous else 1e-3) * (1.0 if d_model <= 128 else 0.3)
         open_fields: dict[str, Any] = {
             "device": device,
             "torch_threads": 1 if small and d_model <= 128 else None,
             "num_layers": 2 if small else 4,
-            "critic_num_layers": self.num_layers or (2 if small else 4),
+            "critic_num_layers": max(1, (self.num_layers or (2 if small else 4)) // 2),
             "d_model": d_model,
             "num_heads": _heads(d_model),
             "rollout_steps": rollout,
             "chunk_steps": max(1, min(64, rollout // num_agents)),
             "batch_size": min(256, rollout),
-            "replay_ratio": 10 if continuous else 5,
+            "replay_ratio": 10 if continuous else 4,
             "lr_init": lr_init,
             "lr_end": lr_init * 0.02,
             "entropy_coef": 0.0 if continuous else 0.005,

@@ -19,7 +19,7 @@ class FlatAdam:
     """Adam (Kingma and Ba 2015) with the gradient's norm clipped.
 
     Args:
-        parameters: of one model; they stay ordinary tensors and may be loaded from outside between steps.
+        parameters: of one model, empty ones left out; they stay ordinary tensors and may be loaded from outside between steps.
         max_norm: the gradient is scaled down to this norm.
         betas: decay of the gradient's and of its square's mean.
         eps: added to the denominator.
@@ -33,7 +33,8 @@ class FlatAdam:
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-6,
     ) -> None:
-        self.parameters: list[Tensor] = list(parameters)
+        # An action space without numbers has an empty log-deviation, which no loss depends on.
+        self.parameters: list[Tensor] = [parameter for parameter in parameters if parameter.numel()]
         self.max_norm, self.betas, self.eps = max_norm, betas, eps
         self.steps = 0
         size = sum(parameter.numel() for parameter in self.parameters)
