@@ -145,7 +145,7 @@ class PPO:
             ("actor", actor_loss, self.actor_optimizer, 1.0),
             ("critic", critic_loss, self.critic_optimizer, self.hp.critic_lr_factor),
         ):
-            gradients = torch.autograd.grad(loss, optimizer.parameters)
+            gradients = torch.autograd.grad(loss, optimizer.parameters, allow_unused=True, materialize_grads=True)
             norm = optimizer.step(gradients, rate * factor)
             if not math.isfinite(norm):
                 raise TrainingFailed(
