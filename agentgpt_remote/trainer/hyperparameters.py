@@ -105,7 +105,7 @@ class Hyperparameters:
         device: torch device that learns and acts: "auto", "cpu", "cuda", "cuda:1", ...
         torch_threads: threads of torch's operators.
         num_layers: transformer blocks of the actor.
-        critic_num_layers: transformer blocks of the critic; by default half as many, which learned as well and is faster.
+        critic_num_layers: transformer blocks of the critic; by default half as many, which learns as well, faster.
         d_model: width of a token.
         num_heads: attention heads.
         max_input_states: attention window in tokens, the current one included.

@@ -19,7 +19,7 @@ class FlatAdam:
     """Adam (Kingma and Ba 2015) with the gradient's norm clipped.
 
     Args:
-        parameters: of one model, empty ones left out; they stay ordinary tensors and may be loaded from outside between steps.
+        parameters: of one model, empty ones left out; they may be loaded from outside between steps.
         max_norm: the gradient is scaled down to this norm.
         betas: decay of the gradient's and of its square's mean.
         eps: added to the denominator.
