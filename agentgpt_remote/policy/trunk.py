@@ -205,8 +205,9 @@ class Trunk(nn.Module):
 
     def _positions(self, length: int) -> Tensor:
         """Return the rotary table of so many consecutive tokens, (2, T, 1, 1, head_size)."""
-        repeats = -(-length // self.rope.shape[1])
-        return self.rope.repeat(1, repeats, 1)[:, :length, None, None]
+        period = self.rope.shape[1]
+        rope = self.rope if length <= period else self.rope.repeat(1, -(-length // period), 1)
+        return rope[:, :length, None, None]
 
     def step(self, x: Tensor, is_first: Tensor, cache: KVCache, slots: Slots) -> Tensor:
         """Run over one token per agent; see :meth:`PolicyModel.act_step`."""
