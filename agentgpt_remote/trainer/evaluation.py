@@ -12,6 +12,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from agentgpt_remote.errors import ConfigError
+from agentgpt_remote.trainer.hosts import offered_envs
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 
 MAX_PARALLEL = 16
@@ -173,13 +174,15 @@ def evaluate_source(
         seed: of the environments.
         deterministic: True takes the likeliest actions, False samples; None leaves the policy as it is.
         token: of the host at the URL.
-        num_envs: environments that play at once; by default at most 16.
+        num_envs: environments that play at once; by default at most 16, and what a host offers.
 
     Raises:
         HostUnreachable: nothing listens at the URL.
         RemoteEnvError: the environment could not be made, or raised.
     """
     parallel = num_envs or min(episodes, MAX_PARALLEL)
+    if num_envs is None and "://" in source:
+        parallel = min(parallel, offered_envs(source, parallel))
     where: dict[str, Any] = {"url": source, "token": token} if "://" in source else {"source": source}
     with RemoteVectorEnv(num_envs=parallel, **where) as env:
         return evaluate(policy, env, episodes=episodes, seed=seed, deterministic=deterministic)

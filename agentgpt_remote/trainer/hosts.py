@@ -111,7 +111,7 @@ def _open_remote(
     resume_window_s = _RESUME_WINDOW_S if len(hosts) > 1 else None
     for name, host in hosts.items():
         try:
-            total = host.num_agents or _offered(host.env_endpoint, hyperparameters.num_envs)
+            total = host.num_agents or offered_envs(host.env_endpoint, hyperparameters.num_envs)
             for lane, size in enumerate(_split(total, hyperparameters.lanes_per_host)):
                 own_token = _token_of(host.env_endpoint, token)
                 env = _connect(host.env_endpoint, own_token, size, hyperparameters, resume_window_s)
@@ -146,8 +146,8 @@ def _connect(
     )
 
 
-def _offered(url: str, wanted: int) -> int:
-    """Return how many environments to open on a host: as many as are free, at most so many without a limit."""
+def offered_envs(url: str, wanted: int) -> int:
+    """Return how many environments a host has free; ``wanted`` where it has no limit or does not tell."""
     parts = urlsplit(url)
     health = urlunsplit(
         ({"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme), parts.netloc, "/health", "", "")

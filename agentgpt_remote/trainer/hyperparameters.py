@@ -105,7 +105,7 @@ class Hyperparameters:
         device: torch device that learns and acts: "auto", "cpu", "cuda", "cuda:1", ...
         torch_threads: threads of torch's operators.
         num_layers: transformer blocks of the actor.
-        critic_num_layers: transformer blocks of the critic; by default half as many, which learns as well, faster.
+        critic_num_layers: transformer blocks of the critic; by default as many, and half as many on discrete actions.
         d_model: width of a token.
         num_heads: attention heads.
         max_input_states: attention window in tokens, the current one included.
@@ -159,7 +159,7 @@ class Hyperparameters:
     critic_lr_factor: float = 1.0
     max_grad_norm: float = 0.5
     gamma_init: float = 0.99
-    lambda_init: float = 0.95
+    lambda_init: float | None = None
     clip_range: float = 0.2
     target_kl: float = 0.03
     entropy_coef: float | None = None
@@ -214,13 +214,14 @@ class Hyperparameters:
         """
         small = device.startswith("cpu")
         d_model = self.d_model or (64 if small else 256)
+        layers = self.num_layers or (2 if small else 4)
         rollout = self.rollout_steps or max(1024, 64 * num_agents)
         lr_init = self.lr_init or (5e-4 if continuous else 1e-3) * (1.0 if d_model <= 128 else 0.3)
         open_fields: dict[str, Any] = {
             "device": device,
             "torch_threads": 1 if small and d_model <= 128 else None,
-            "num_layers": 2 if small else 4,
-            "critic_num_layers": max(1, (self.num_layers or (2 if small else 4)) // 2),
+            "num_layers": layers,
+            "critic_num_layers": layers if continuous else max(1, layers // 2),
             "d_model": d_model,
             "num_heads": _heads(d_model),
             "rollout_steps": rollout,
@@ -229,6 +230,7 @@ class Hyperparameters:
             "replay_ratio": 10 if continuous else 4,
             "lr_init": lr_init,
             "lr_end": lr_init * 0.02,
+            "lambda_init": 0.9 if continuous else 0.95,
             "entropy_coef": 0.0 if continuous else 0.005,
         }
         chosen = {name: value for name, value in open_fields.items() if getattr(self, name) in (None, "auto")}

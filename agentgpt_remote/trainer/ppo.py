@@ -85,7 +85,7 @@ class PPO:
             scaled * self.value_scale.std.item() + self.value_scale.mean.item(),
             scaling=RewardScaling(reward_scale, reward_clip),
             gamma=self.hp.gamma_init,
-            lambda_=self.hp.lambda_init,
+            lambda_=_required(self.hp.lambda_init),
             version=version,
         )
         batch = targets.batch(store, window, chunks, self.device)
