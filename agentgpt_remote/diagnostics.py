@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -23,6 +24,7 @@ from agentgpt_remote.errors import AgentGPTError
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 
+_COLOUR = re.compile(r"\x1b\[\d+m")
 Outcome = Literal["ok", "warning", "failed", "skipped"]
 
 
@@ -103,7 +105,7 @@ def _env_checker(
             return Check(name=name, outcome="skipped", detail=f"{error.name} is not installed")
         except Exception as error:  # noqa: BLE001 - a checker may raise anything, and all of it is its verdict
             return Check(name=name, outcome="failed", detail=f"{type(error).__name__}: {error}")
-    notes = sorted({str(note.message).splitlines()[0] for note in caught})
+    notes = sorted({_COLOUR.sub("", str(note.message)).splitlines()[0].removeprefix("WARN: ") for note in caught})
     return Check(name=name, outcome="warning" if notes else "ok", detail="; ".join(notes) or "passed")
 
 

@@ -14,6 +14,7 @@ from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.handshake import Open, Opened
 from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
+from agentgpt_remote.registration import remote_spec
 from agentgpt_remote.spaces import space_from_dict
 from agentgpt_remote.steps import EnvCodec
 from agentgpt_remote.wrappers.hosting import HostedSession, LentHost, with_fixed_text
@@ -70,6 +71,8 @@ class RemoteEnv(gym.Env[Any, Any]):
         timeouts = Timeouts(connect_s=connect_timeout_s, request_s=request_timeout_s, resume_s=resume_window_s)
         try:
             self._open(source, url, token, open_request(render_mode, env_kwargs), timeouts)
+            made_with = env_kwargs if render_mode is None else {"render_mode": render_mode, **env_kwargs}
+            self._spec = own_spec(self._transport.opened, source, url, made_with)
         except TypeError as error:
             raise with_fixed_text(error) from error.__cause__
 
@@ -90,7 +93,6 @@ class RemoteEnv(gym.Env[Any, Any]):
         self.render_mode = opened.render_mode
         self.metadata = remote_metadata(opened)
         self._codec = EnvCodec(self.observation_space, self.action_space)
-        self._spec = host_spec(opened)
 
     @property
     def url(self) -> str:
@@ -218,15 +220,25 @@ def remote_metadata(opened: Opened) -> dict[str, Any]:
     return metadata
 
 
-def host_spec(opened: Opened) -> EnvSpec | None:
-    """Return a specification that tells what the host told about its own."""
-    if opened.spec is None:
+def own_spec(opened: Opened, source: Any, url: str | None, kwargs: dict[str, Any]) -> EnvSpec | None:
+    """Return a specification from which ``gymnasium.make`` makes the same remote environment, without its token.
+
+    Args:
+        opened: what the host told.
+        source: as the client named it.
+        url: where the host listens, or ``None`` where one was started.
+        kwargs: further arguments of the remote environment.
+
+    Returns:
+        ``None`` where the environment can't be made again from names alone, or has no specification of its own.
+    """
+    if opened.spec is None or not (isinstance(source, str) or url is not None):
         return None
-    return EnvSpec(
-        id=opened.spec["id"],
-        reward_threshold=opened.spec["reward_threshold"],
-        nondeterministic=opened.spec["nondeterministic"],
-    )
+    named = source if isinstance(source, str) else opened.spec["id"]
+    spec = remote_spec(named, **({} if url is None else {"url": url}), **kwargs)
+    spec.reward_threshold = opened.spec["reward_threshold"]
+    spec.nondeterministic = opened.spec["nondeterministic"]
+    return spec
 
 
 def without_token(spec: EnvSpec | None) -> EnvSpec | None:

@@ -21,7 +21,7 @@ from agentgpt_remote.protocol import Kind
 from agentgpt_remote.spaces import space_from_dict
 from agentgpt_remote.steps import VectorCodec
 from agentgpt_remote.wrappers.hosting import HostedSession, LentHost, with_fixed_text
-from agentgpt_remote.wrappers.remote_env import host_spec, open_request, remote_metadata, without_token
+from agentgpt_remote.wrappers.remote_env import open_request, own_spec, remote_metadata, without_token
 from agentgpt_remote.wrappers.transport import Timeouts
 
 
@@ -79,6 +79,8 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
             request.num_envs = num_envs or (source.num_envs if isinstance(source, VectorEnv) else 0)
             request.autoreset_mode = _mode(autoreset_mode).value
             self._open(source, url, token, request, timeouts)
+            made_with = env_kwargs if render_mode is None else {"render_mode": render_mode, **env_kwargs}
+            self._spec = own_spec(self._transport.opened, source, url, made_with)
         except TypeError as error:
             raise with_fixed_text(error) from error.__cause__
 
@@ -106,7 +108,6 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         if isinstance(self.metadata.get("autoreset_mode"), str):
             self.metadata["autoreset_mode"] = AutoresetMode(self.metadata["autoreset_mode"])
         self._codec = VectorCodec(self.single_observation_space, self.single_action_space, self.num_envs)
-        self._spec = host_spec(opened)
 
     @property
     def url(self) -> str:

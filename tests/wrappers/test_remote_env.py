@@ -25,6 +25,7 @@ from agentgpt_remote.errors import (
     RemoteEnvError,
     RemoteTimeout,
 )
+from agentgpt_remote.server.serve import serve
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from tests.wrappers.conftest import ServeFunction
 from tests.wrappers.odd_envs import CountingEnv, FragileEnv, ProcessEnv, SlowEnv, UnsendableEnv
@@ -229,3 +230,19 @@ def test_env_that_is_forgotten_ends_its_host() -> None:
 def test_neither_source_nor_url_is_an_error() -> None:
     with pytest.raises(ConfigError, match="what environment"):
         RemoteEnv()
+
+
+def test_remote_env_spec_makes_the_same_environment_again() -> None:
+    with serve("CartPole-v1", port=0, block=False) as server:
+        for env in (RemoteEnv(url=server.url, render_mode="rgb_array"), RemoteEnv("CartPole-v1", gravity=5.0)):
+            assert env.spec is not None
+            assert env.spec.id == "agentgpt/CartPole-v1"
+            again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+            assert again.render_mode == env.render_mode
+            for one in (env, again):
+                one.reset(seed=0)
+            np.testing.assert_array_equal(env.step(0)[0], again.step(0)[0])
+            again.close()
+            env.close()
+    with RemoteEnv(lambda: gym.make("CartPole-v1")) as unnamed:
+        assert unnamed.spec is None
