@@ -234,7 +234,8 @@ def test_neither_source_nor_url_is_an_error() -> None:
 
 def test_remote_env_spec_makes_the_same_environment_again() -> None:
     with serve("CartPole-v1", port=0, block=False) as server:
-        for env in (RemoteEnv(url=server.url, render_mode="rgb_array"), RemoteEnv("CartPole-v1", sutton_barto_reward=True)):
+        elsewhere = RemoteEnv(url=server.url, render_mode="rgb_array")
+        for env in (elsewhere, RemoteEnv("CartPole-v1", sutton_barto_reward=True)):
             assert env.spec is not None
             assert env.spec.id == "agentgpt/CartPole-v1"
             again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
