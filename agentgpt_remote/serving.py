@@ -145,6 +145,23 @@ class TokenAuth:
         return None
 
 
+class NotFound:
+    """ASGI application that answers 404 and says what is served here.
+
+    A WebSocket that a router merely denies gets 403, which a client must take for a wrong token.
+
+    Args:
+        reason: what this server is, and where to ask.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse the request."""
+        await _refuse(scope, receive, send, 404, self._reason)
+
+
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str) -> None:
     """Answer with an HTTP error, for a WebSocket before the upgrade."""
     body = json.dumps({"error": reason}).encode()

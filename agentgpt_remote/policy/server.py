@@ -24,7 +24,7 @@ from agentgpt_remote.policy import wire
 from agentgpt_remote.policy.bundle import Bundle, load_bundle
 from agentgpt_remote.policy.engine import PolicyEngine
 from agentgpt_remote.policy.invocations import Invocations
-from agentgpt_remote.serving import BackgroundServer, ServerOptions, resolve_token, run_app
+from agentgpt_remote.serving import BackgroundServer, NotFound, ServerOptions, resolve_token, run_app
 
 DEFAULT_PORT = 8080
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -109,11 +109,6 @@ class PolicyService:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-async def _refuse_path(websocket: WebSocket) -> None:
-    """Answer 404, which tells a client of another service so; an upgrade merely denied looks like a wrong token."""
-    await websocket.send_denial_response(JSONResponse({"error": "this is a policy server: use /act"}, status_code=404))
-
-
 async def _limited_body(request: Request) -> bytes:
     """Return the body, or what of it is enough to see that it is too large."""
     body = bytearray()
@@ -137,7 +132,7 @@ def policy_app(bundle: Bundle, *, max_sessions: int = MAX_SESSIONS) -> Starlette
         Route("/health", service.ping),
         Route("/invocations", service.invoke, methods=["POST"]),
         WebSocketRoute("/act", service.act),
-        WebSocketRoute("/{path:path}", _refuse_path),
+        WebSocketRoute("/{path:path}", NotFound("this is a policy server: use /act")),
     ]
     return Starlette(routes=routes, lifespan=service.lifespan)
 

@@ -19,6 +19,7 @@ from agentgpt_remote.handshake import PROTOCOL_VERSION, Open, Refused, decode_fr
 from agentgpt_remote.remote_errors import error_to_dict
 from agentgpt_remote.server.sessions import HostLimits, Session, SessionTable, quietly
 from agentgpt_remote.server.sources import EnvSource
+from agentgpt_remote.serving import NotFound
 
 _logger = logging.getLogger("agentgpt_remote.server")
 _HANDSHAKE_TIMEOUT_S = 30.0
@@ -43,9 +44,12 @@ def host_app(source: EnvSource, limits: HostLimits) -> Starlette:
         yield
         await table.close()
 
-    return Starlette(
-        routes=[Route("/health", health), WebSocketRoute("/session", SessionEndpoint(table))], lifespan=lifespan
-    )
+    routes = [
+        Route("/health", health),
+        WebSocketRoute("/session", SessionEndpoint(table)),
+        WebSocketRoute("/{path:path}", NotFound("this is an environment host: use /session")),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan)
 
 
 class SessionEndpoint:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from agentgpt_remote import errors
+from agentgpt_remote import errors, serve
 from agentgpt_remote.connection import WebSocketConnection
 from agentgpt_remote.policy.bundle import load_bundle
 from agentgpt_remote.policy.gpt_policy import GPTPolicy
@@ -105,6 +105,13 @@ def test_stalled_server_is_an_error_in_time_and_ends_the_session(bundles: dict[s
 def test_client_of_another_service_is_told_so(served: dict[str, str]) -> None:
     with pytest.raises(errors.ProtocolMismatch):
         WebSocketConnection.connect(served["cartpole"], path="/session")
+
+
+def test_policy_of_an_environment_host_is_told_so() -> None:
+    with serve("CartPole-v1", port=0, block=False) as host:
+        for url in (host.url, host.url.replace("ws://", "http://")):
+            with pytest.raises(errors.ProtocolMismatch, match="404 this is an environment host"):
+                GPTPolicy(url, timeout_s=10)
 
 
 def test_policy_server_ends_with_a_parent_that_was_killed(bundles: dict[str, Path]) -> None:
