@@ -67,7 +67,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_cartpole_learns_over_a_socket_and_its_bundle_acts(tmp_path: Path) -> None:
-    hyperparameters = Hyperparameters(env_id="CartPole-v1", max_steps=8_000, use_tensorboard=False)
+    hyperparameters = Hyperparameters(env_id="CartPole-v1", max_steps=8_000, lanes_per_host=2)
     result = train(hyperparameters, run_dir=tmp_path)
     assert result.episode_return is not None
     assert result.episode_return > 55
@@ -158,7 +158,7 @@ def test_env_hosts_of_different_speed_are_trained_on_together(tmp_path: Path, mo
             "all": EnvHost(env_endpoint=host.url, num_agents=None),
             "gone": EnvHost(env_endpoint="ws://127.0.0.1:9", num_agents=2),
         }
-        result = train(Hyperparameters(env_hosts=hosts, max_steps=1500, **SMALL), run_dir=tmp_path)
+        result = train(Hyperparameters(env_hosts=hosts, max_steps=1500, lanes_per_host=2, **SMALL), run_dir=tmp_path)
     assert result.env_steps > 1400
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["num_agents"] == 4
