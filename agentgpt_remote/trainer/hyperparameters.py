@@ -124,7 +124,7 @@ class Hyperparameters:
         lambda_init: decay of the generalised advantage estimate.
         clip_range: clip of the probability ratio.
         target_kl: an epoch whose mean KL divergence from the acting policy exceeds this is the update's last.
-        entropy_coef: weight of the entropy bonus.
+        entropy_coef: first weight of the entropy bonus; it falls linearly to 0 over ``max_steps``.
         init_log_std: first log standard deviation of continuous actions, in units of half the action range.
         normalize_observations: normalise numeric observations by their running mean and deviation.
         normalize_rewards: divide rewards by the running deviation of their discounted sums.

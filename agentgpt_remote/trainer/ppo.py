@@ -131,7 +131,8 @@ class PPO:
         target = (batch.value_target[index] - self.value_scale.mean) / self.value_scale.std
         value_loss = 0.5 * ((value - target).square() * weight).sum()
 
-        actor_loss = policy_loss - _required(self.hp.entropy_coef) * entropy
+        bonus = _required(self.hp.entropy_coef) * (1 - min(max(progress, 0.0), 1.0))
+        actor_loss = policy_loss - bonus * entropy
         self._step(actor_loss, value_loss, progress)
         with torch.no_grad():
             kl = ((ratio - 1 - log_ratio) * weight).sum()
