@@ -24,6 +24,8 @@ READY_TIMEOUT_S = 60.0
 _READY_PREFIX = "agentgpt-ready "
 _POLL_PARENT_S = 1.0
 _TAIL_BYTES = 8192
+_READ_BYTES = 65536
+_LAST_OUTPUT_S = 1.0  # what the child started may keep its output open for longer
 
 _open_children: weakref.WeakSet[ChildProcess] = weakref.WeakSet()
 
@@ -38,6 +40,8 @@ class ChildProcess:
 
     def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         self._process = process
+        self._stdout = -1 if process.stdout is None else process.stdout.fileno()
+        self._closing = False
         self._log = log
         self._log_lock = threading.Lock()
         self._reported = threading.Event()
@@ -108,17 +112,34 @@ class ChildProcess:
         return ChildProcessFailed(f"process {self.pid} {what} (exit code {code}). Last output:\n{self.log_tail()}")
 
     def _read_output(self) -> None:
-        stdout = self._process.stdout
-        for raw in stdout or ():
-            line = raw.decode("utf-8", "replace")
-            if not self._reported.is_set() and line.startswith(_READY_PREFIX):
-                self.ready = json.loads(line.removeprefix(_READY_PREFIX))
-                self._reported.set()
-                continue
-            with self._log_lock:
-                if not self._log.closed:
-                    self._log.write(raw)
+        unfinished = b""
+        # Not through the file object: closing that waits for a read, which what the child started may keep open.
+        while not self._closing and (output := os.read(self._stdout, _READ_BYTES)):
+            if not self._reported.is_set():
+                *lines, unfinished = (unfinished + output).split(b"\n")
+                output = b"".join(line + b"\n" for line in lines if not self._take_report(line))
+                if self._reported.is_set():
+                    output, unfinished = output + unfinished, b""
+            self._write_log(output)
+        self._write_log(unfinished)
         self._reported.set()
+
+    def _take_report(self, line: bytes) -> bool:
+        """Keep the child's report; return whether the line is one."""
+        text = line.decode("utf-8", "replace")
+        if self._reported.is_set() or not text.startswith(_READY_PREFIX):
+            return False
+        try:
+            self.ready = json.loads(text.removeprefix(_READY_PREFIX))
+        except ValueError:  # something else that the child printed
+            return False
+        self._reported.set()
+        return True
+
+    def _write_log(self, output: bytes) -> None:
+        with self._log_lock:
+            if not self._log.closed:
+                self._log.write(output)
 
     def poll(self) -> int | None:
         """Return the exit code, or ``None`` while the process runs."""
@@ -167,7 +188,8 @@ class ChildProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(10.0)
-        self._reader.join(5.0)
+        self._reader.join(_LAST_OUTPUT_S)
+        self._closing = True
         if self._process.stdout is not None:
             self._process.stdout.close()
         with self._log_lock:
@@ -194,21 +216,28 @@ def read_payload() -> bytes:
 
 def report_ready(**fields: Any) -> None:
     """Tell, in a child, the parent that it is ready."""
-    sys.stdout.write(_READY_PREFIX + json.dumps(fields or {"ready": True}) + "\n")
+    sys.stdout.write("\n" + _READY_PREFIX + json.dumps(fields or {"ready": True}) + "\n")
     sys.stdout.flush()
 
 
 def watch_parent(on_parent_gone: Callable[[], None]) -> None:
     """Call back, in a child, when the parent closed the pipe or is gone.
 
+    From here on standard input is empty: what reads it, or starts programs that do, does not wait for the parent.
+
     Args:
         on_parent_gone: called once, from a thread of its own.
     """
     parent = os.getppid()
+    stdin = sys.stdin.fileno()
+    pipe = os.dup(stdin)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, stdin)
+    os.close(null)
     gone = threading.Event()
 
     def read_to_the_end() -> None:
-        while os.read(sys.stdin.fileno(), 4096):
+        while os.read(pipe, 4096):
             continue
         gone.set()
 

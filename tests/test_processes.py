@@ -95,3 +95,28 @@ def test_child_process_ends_with_the_interpreter_that_forgot_it() -> None:
     code = f"from agentgpt_remote.processes import ChildProcess\nprint(ChildProcess.start(['-c', {CHILD!r}]).pid)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     _wait_until(lambda: not _alive(int(done.stdout)))
+
+
+def test_child_process_is_ready_after_a_line_that_something_else_left_unfinished() -> None:
+    code = CHILD.replace('"a line before"', "'agentgpt-ready {', 'half a line', sep=chr(10), end=''")
+    with ChildProcess.start(["-c", code], b"hello", ready_timeout_s=10.0) as child:
+        assert child.ready["payload"] == "hello"
+        _wait_until(lambda: "half a line" in child.log_tail())
+
+
+def test_child_process_ends_though_what_it_started_keeps_its_output_open() -> None:
+    started = "import subprocess; other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    code = f"import sys; {started}\n{CHILD}".replace("pid=os.getpid()", "pid=other.pid")
+    child = ChildProcess.start(["-c", code])
+    before = time.monotonic()
+    child.close()
+    assert time.monotonic() - before < 10.0
+    assert _alive(child.ready["pid"])
+    os.kill(child.ready["pid"], signal.SIGKILL)
+
+
+def test_child_process_has_an_empty_standard_input_once_it_watches_its_parent() -> None:
+    code = CHILD.replace('print("a line after")', 'print("read", repr(sys.stdin.read()))')
+    with ChildProcess.start(["-c", code]) as child:
+        _wait_until(lambda: "read ''" in child.log_tail())
+        assert child.poll() is None
