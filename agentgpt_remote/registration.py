@@ -61,8 +61,14 @@ def _remote_source(env_id: str) -> str | None:
     head, colon, rest = env_id.partition(f":{NAMESPACE}")
     if colon:
         importlib.import_module(head)
-        return rest
-    return env_id.removeprefix(NAMESPACE) if env_id.startswith(NAMESPACE) else None
+        return _with_namespace(rest)
+    return _with_namespace(env_id.removeprefix(NAMESPACE)) if env_id.startswith(NAMESPACE) else None
+
+
+def _with_namespace(source: str) -> str:
+    """Return ``ALE/Pong-v5`` for the ``ALE.Pong-v5`` that its remote specification is called."""
+    named = source.replace(".", "/", 1)
+    return named if source not in gym.registry and named in gym.registry else source
 
 
 def _with_remote_ids(lookup: _Lookup) -> _Lookup:

@@ -79,7 +79,9 @@ class EnvSource:
         if asked is None or asked == self.name:
             return
         wanted, served = asked.rpartition(":")[2], self._env_id or self.name
-        if self._env_id is not None and wanted in (served, get_env_id(*parse_env_id(served)[:2], None)):
+        # A remote specification's id has a dot for the namespace's slash.
+        known = (served, served.replace("/", "."), get_env_id(*parse_env_id(served)[:2], None)) if self._env_id else ()
+        if wanted in known:
             return
         close = difflib.get_close_matches(asked, {self.name, served}, n=1, cutoff=0.5)
         hint = f" Did you mean: `{close[0]}`?" if close else f" Ask for `{served}`, or leave the id out."

@@ -218,3 +218,21 @@ def test_human_mode_is_rendered_here(serve_here: ServeFunction) -> None:
     with pytest.raises(ConfigError, match="render_mode='human'"):
         RemoteEnv(url=url, render_mode="human")
     assert agentgpt_remote.__version__
+
+
+def test_id_of_a_remote_spec_makes_its_environment_again(serve_here: ServeFunction) -> None:
+    gym.register("agentgpt-test/Dotted-v2", CountingEnv)
+    try:
+        server = serve_here("agentgpt-test/Dotted-v2")
+        remote_id = remote_spec("agentgpt-test/Dotted-v2").id
+        assert remote_id == "agentgpt/agentgpt-test.Dotted-v2"
+        for source in (remote_id, "agentgpt/agentgpt-test/Dotted-v2"):
+            with gym.make(source, url=server.url) as env:
+                assert env.spec is not None
+                assert env.spec.id == remote_id
+    finally:
+        del gym.registry["agentgpt-test/Dotted-v2"]
+    with pytest.raises(NameNotFound, match="doesn't exist on this host"):
+        gym.make("agentgpt/agentgpt-test.Other-v2", url=server.url)
+    with gym.make(remote_id, url=server.url) as env:  # an id that only the host knows now
+        assert env.reset()[0].shape == (3,)
