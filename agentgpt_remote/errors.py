@@ -131,6 +131,23 @@ class TrainingFailed(AgentGPTError, RuntimeError):
     """Training ended with an error; the last checkpoint is kept."""
 
 
+def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
+    """Check a duration that a user gave.
+
+    Args:
+        name: of the argument.
+        value: seconds.
+        zero: whether 0 makes sense.
+
+    Raises:
+        ConfigError: it is not a finite number of seconds, or out of range.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 <= value < float("inf")) or (value == 0 and not zero):  # type: ignore[operator]
+        least = "at least 0" if zero else "more than 0"
+        raise ConfigError(f"{name}={value!r} is out of range: expected seconds, {least}")
+
+
 _EXTRA_OF_MODULE = {
     "torch": "train",
     "safetensors": "train",

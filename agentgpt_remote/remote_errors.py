@@ -40,7 +40,8 @@ def error_to_dict(error: BaseException) -> dict[str, str]:
         fields["type"] = f"{kind.__module__}.{kind.__qualname__}"
     if error.__cause__ is not None and isinstance(error.__cause__, RemoteEnvError):
         fields["traceback"] = error.__cause__.remote_traceback
-    return fields
+    # A file name that is not UTF-8 leaves lone surrogates in a text, which no message can carry.
+    return {name: text.encode("utf-8", "backslashreplace").decode() for name, text in fields.items()}
 
 
 def error_from_dict(fields: dict[str, Any]) -> Exception:

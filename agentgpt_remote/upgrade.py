@@ -26,7 +26,12 @@ def parse_url(url: str, path: str) -> tuple[str, int, str]:
     Raises:
         ConfigError: the URL has no host, an unknown scheme, or holds credentials.
     """
-    parts = urlsplit(url if "://" in url else f"ws://{url}")
+    if not isinstance(url, str):
+        raise ConfigError(f"can't connect to {url!r}: expected a text such as ws://HOST:PORT")
+    try:
+        parts = urlsplit(url if "://" in url else f"ws://{url}")
+    except ValueError as error:
+        raise ConfigError(f"can't connect to {url!r}: {error}") from error
     if parts.scheme not in ("ws", "http") or not parts.hostname:
         raise ConfigError(f"can't connect to {url!r}: expected ws://HOST:PORT or http://HOST:PORT")
     if parts.username or parts.password:

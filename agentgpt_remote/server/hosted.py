@@ -113,7 +113,7 @@ class HostedEnv:
             if handler is None:
                 raise ProtocolError(f"unknown request {kind}: upgrade the host, or the client")
             parts, flags, extras = handler(envelope)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises goes to its client
+        except BaseException as error:  # noqa: BLE001 - whatever an environment raises goes to its client
             parts, flags, extras = failure(error)
             kind = Kind.ERROR
         spent_ns = time.perf_counter_ns() - start

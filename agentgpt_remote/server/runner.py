@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from agentgpt_remote.remote_errors import error_from_dict, error_to_dict
+
 _T = TypeVar("_T")
 
 INLINE_BELOW_S = 0.002
@@ -74,7 +76,7 @@ class SessionThread:
             future, function, args = job
             try:
                 result, error = function(*args), None
-            except (Exception, SystemExit) as raised:  # noqa: BLE001 - handed to whoever awaits the future
+            except BaseException as raised:  # noqa: BLE001 - handed to whoever awaits the future
                 result, error = None, raised
             del job, function, args
             try:
@@ -90,7 +92,9 @@ def _deliver(future: asyncio.Future[Any], result: Any, error: BaseException | No
     if error is None:
         future.set_result(result)
     else:
-        future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+        # A future takes no StopIteration, and SystemExit and its like would end the event loop.
+        plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
+        future.set_exception(error if plain else error_from_dict(error_to_dict(error)))
 
 
 def timed(function: Callable[..., _T], *args: Any) -> tuple[_T, float]:

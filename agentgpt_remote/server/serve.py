@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, overload
 
-from agentgpt_remote.errors import ConfigError
+from agentgpt_remote.errors import ConfigError, check_seconds
 from agentgpt_remote.server.app import host_app
 from agentgpt_remote.server.sessions import HostLimits
 from agentgpt_remote.server.sources import Source, resolve_source
@@ -89,6 +89,8 @@ def serve(
     for name, value in (("num_envs", num_envs), ("max_sessions", max_sessions), ("max_frame_bytes", max_frame_bytes)):
         if value is not None and (type(value) is not int or value < 1):
             raise ConfigError(f"{name}={value!r} is out of range: expected an integer of at least 1")
+    check_seconds("resume_window_s", resume_window_s, zero=True)
+    check_seconds("step_timeout_s", step_timeout_s)
     limits = HostLimits(
         num_envs=num_envs,
         max_sessions=max_sessions,

@@ -64,7 +64,8 @@ class HostedSession:
             raise ConfigError("what environment? Pass a source such as 'CartPole-v1', or url= of a host")
         url, self._token = self._start(source, request)
         try:
-            self.transport = SessionTransport(url, self._token, request, timeouts)
+            why_gone = (lambda: None) if self.host is None else self.host.why_gone
+            self.transport = SessionTransport(url, self._token, request, timeouts, why_gone)
         except BaseException:
             if self._close_host is not None:
                 self._close_host()

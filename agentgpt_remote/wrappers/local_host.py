@@ -65,6 +65,14 @@ class LocalHost:
         """Whether the process runs."""
         return self._process.poll() is None
 
+    def why_gone(self) -> str | None:
+        """Return what to tell where the process has ended, or ``None`` while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        output = self.log_tail()
+        return f"the environment's process ended (exit code {code}). Last output:\n{output or '(none)'}"
+
     def log_tail(self) -> str:
         """Return the last lines that the host, or an environment in it, printed."""
         return self._process.log_tail()

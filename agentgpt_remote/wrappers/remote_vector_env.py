@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -71,6 +72,8 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         self.closed = True
         self._spec: EnvSpec | None = None
         self._pending: Kind | None = None
+        if isinstance(num_envs, np.integer):
+            num_envs = int(num_envs)
         if num_envs is not None and (type(num_envs) is not int or num_envs < 1):
             raise ConfigError(f"num_envs={num_envs!r} is out of range: expected an integer of at least 1")
         timeouts = Timeouts(connect_s=connect_timeout_s, request_s=request_timeout_s, resume_s=resume_window_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from agentgpt_remote.errors import (
     HostUnreachable,
     ProtocolError,
     RemoteTimeout,
+    check_seconds,
 )
 from agentgpt_remote.handshake import (
     FromHost,
@@ -34,6 +35,7 @@ from agentgpt_remote.remote_errors import error_from_dict
 
 SESSION_PATH = "/session"
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.05, 1.0
+_DROPS_IN_A_ROW = 5
 _CLOSE_TIMEOUT_S = 5.0
 _OPEN_TIMEOUT_S = 600.0
 
@@ -49,11 +51,20 @@ class Timeouts:
         request_s: for the reply to one request.
         resume_s: to get back to a host after the connection dropped; ``None`` for as long as the host keeps the
             session.
+
+    Raises:
+        ConfigError: one of them is not a number of seconds, or out of range.
     """
 
     connect_s: float = DEFAULT_CONNECT_TIMEOUT_S
     request_s: float = 300.0
     resume_s: float | None = None
+
+    def __post_init__(self) -> None:
+        check_seconds("connect_timeout_s", self.connect_s)
+        check_seconds("request_timeout_s", self.request_s)
+        if self.resume_s is not None:
+            check_seconds("resume_window_s", self.resume_s, zero=True)
 
 
 class SessionTransport:
@@ -64,6 +75,7 @@ class SessionTransport:
         token: its token; kept here only, never shown.
         request: what to open.
         timeouts: how long to wait.
+        why_gone: tells why the host will not be back, or returns ``None`` while it may; for a host of one's own.
 
     Attributes:
         url: where the host listens.
@@ -78,8 +90,16 @@ class SessionTransport:
             the environment's constructor raised.
     """
 
-    def __init__(self, url: str, token: str | None, request: Open, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        request: Open,
+        timeouts: Timeouts,
+        why_gone: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self.url = url
+        self._why_gone = why_gone
         self.host_ns = 0
         self._token = token
         self._timeouts = timeouts
@@ -152,10 +172,11 @@ class SessionTransport:
 
         Raises:
             RemoteTimeout: no reply in time; it may still be received later.
-            ConnectionLost: the session could not be resumed.
+            ConnectionLost: the session could not be resumed, or drops whenever it is.
             Exception: what the environment or the host raised.
         """
         timeout_s = self._timeouts.request_s if timeout_s is None else timeout_s
+        drops, start = 0, time.monotonic()
         while True:
             connection = self._connection or self._resume()
             try:
@@ -163,6 +184,8 @@ class SessionTransport:
             except ConnectionLost as error:
                 _logger.info("connection lost url=%s reason=%s", self.url, error)
                 self._drop()
+                drops += 1
+                self._pause(drops, time.monotonic() - start, timeout_s, error)
                 continue
             except RemoteTimeout as error:
                 raise RemoteTimeout(
@@ -174,6 +197,15 @@ class SessionTransport:
                 raise
             if envelope is not None and not self._session.has_pending:
                 return self._checked(envelope)
+
+    def _pause(self, drops: int, spent_s: float, timeout_s: float, error: ConnectionLost) -> None:
+        """Wait before resuming where one request makes the connection drop again and again, and not for ever."""
+        if drops < _DROPS_IN_A_ROW:
+            return
+        if spent_s > timeout_s:
+            self._end(f"the connection to {self.url} dropped {drops} times while one reply was awaited: {error}")
+            raise ConnectionLost(self._ended) from error
+        time.sleep(min(_FIRST_BACKOFF_S * (drops - _DROPS_IN_A_ROW + 1), _MAX_BACKOFF_S))
 
     def _checked(self, envelope: Envelope) -> Envelope:
         self.host_ns = envelope.aux
@@ -206,6 +238,10 @@ class SessionTransport:
         deadline, backoff_s = time.monotonic() + window_s, _FIRST_BACKOFF_S
         while True:
             left_s = deadline - time.monotonic()
+            gone = self._why_gone()
+            if gone is not None:
+                self._end(gone)
+                raise ConnectionLost(gone)
             try:
                 return self._resume_once(max(0.1, min(left_s, self._timeouts.connect_s)))
             except (HostUnreachable, RemoteTimeout, _Dropped) as error:

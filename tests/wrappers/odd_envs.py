@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -105,6 +106,50 @@ class FragileEnv(CountingEnv):
         if action == 2:
             raise RuntimeError("the motor burnt out")
         return super().step(action)
+
+
+class RaisingEnv(CountingEnv):
+    """Raises in its constructor, or in ``step``, what its source names."""
+
+    def __init__(self, at: str, what: str) -> None:
+        super().__init__()
+        self.at, self.what = at, what
+        if at == "constructor":
+            self._raise()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.at == "step":
+            self._raise()
+        return super().step(action)
+
+    def _raise(self) -> None:
+        errors: dict[str, BaseException] = {
+            "interrupt": KeyboardInterrupt("by the env"),
+            "exit": SystemExit("by the env"),
+            "cancelled": asyncio.CancelledError("by the env"),
+            "stop": StopIteration("by the env"),
+            "surrogate": FileNotFoundError("by the env: \udcff"),
+        }
+        raise errors[self.what]
+
+
+class QuittingEnv(CountingEnv):
+    """Ends the whole process at its first step, as a crash in a library does."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        os.write(1, b"about to crash\n")
+        os._exit(7)
+
+
+class LargeEnv(CountingEnv):
+    """Observations of a megabyte."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = Box(0, 255, (1024, 1024), dtype=np.uint8)
+
+    def _observe(self, action: float) -> np.ndarray:
+        return np.full((1024, 1024), self.count, dtype=np.uint8)
 
 
 class SlowEnv(CountingEnv):

@@ -18,6 +18,7 @@ from agentgpt_remote.errors import (
     AuthError,
     CapacityReached,
     ConfigError,
+    ConnectionLost,
     HostUnreachable,
     InvalidAction,
     NotSendable,
@@ -28,7 +29,15 @@ from agentgpt_remote.errors import (
 from agentgpt_remote.server.serve import serve
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from tests.wrappers.conftest import ServeFunction
-from tests.wrappers.odd_envs import CountingEnv, FragileEnv, ProcessEnv, SlowEnv, UnsendableEnv
+from tests.wrappers.odd_envs import (
+    CountingEnv,
+    FragileEnv,
+    ProcessEnv,
+    QuittingEnv,
+    RaisingEnv,
+    SlowEnv,
+    UnsendableEnv,
+)
 
 
 def test_step_before_reset_raises(serve_here: ServeFunction) -> None:
@@ -248,3 +257,45 @@ def test_remote_env_spec_makes_the_same_environment_again() -> None:
             env.close()
     with RemoteEnv(lambda: gym.make("CartPole-v1")) as unnamed:
         assert unnamed.spec is None
+
+
+@pytest.mark.parametrize("at", ["constructor", "step"])
+@pytest.mark.parametrize("what", ["interrupt", "exit", "cancelled", "stop", "surrogate"])
+def test_whatever_an_env_raises_reaches_the_client_and_the_host_lives_on(
+    at: str, what: str, serve_here: ServeFunction
+) -> None:
+    server = serve_here(RaisingEnv)
+
+    def play() -> None:
+        with RemoteEnv(url=server.url, at=at, what=what, request_timeout_s=10.0) as env:
+            env.reset()
+            env.step(0)
+
+    with pytest.raises(RemoteEnvError, match="by the env") as caught:
+        play()
+    assert "in _raise" in caught.value.remote_traceback
+    with RemoteEnv(url=server.url, at="", what="", request_timeout_s=10.0) as env:
+        env.reset()
+        assert env.step(0)[1] == 0.1
+
+
+def test_own_host_that_crashed_is_told_at_once_with_its_last_words() -> None:
+    with RemoteEnv(QuittingEnv) as env:
+        env.reset()
+        before = time.monotonic()
+        with pytest.raises(ConnectionLost, match=r"(?s)process ended \(exit code 7\).*about to crash"):
+            env.step(0)
+        assert time.monotonic() - before < 10.0
+
+
+@pytest.mark.parametrize("name", ["connect_timeout_s", "request_timeout_s", "resume_window_s"])
+@pytest.mark.parametrize("seconds", [-1, "3", float("nan"), True])
+def test_timeout_out_of_range_is_refused_by_name(name: str, seconds: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=.* is out of range: expected seconds"):
+        RemoteEnv("CartPole-v1", **{name: seconds})
+
+
+@pytest.mark.parametrize("url", [8000, ["ws://a:1"], "ws://[::1", "wss://a", "", "ws://a:99999"])
+def test_malformed_url_is_refused_by_name(url: Any) -> None:
+    with pytest.raises(ConfigError, match="can't connect to"):
+        RemoteEnv(url=url)

@@ -29,6 +29,11 @@ def test_num_envs_out_of_range_is_refused(num_envs: Any) -> None:
         RemoteVectorEnv("CartPole-v1", num_envs)
 
 
+def test_num_envs_may_be_a_numpy_integer(serve_here: ServeFunction) -> None:
+    with RemoteVectorEnv(url=serve_here(CountingEnv).url, num_envs=np.int64(2)) as envs:  # type: ignore[arg-type]
+        assert (envs.num_envs, type(envs.num_envs)) == (2, int)
+
+
 def test_more_envs_than_the_host_offers_are_refused_and_freed_ones_are_not(serve_here: ServeFunction) -> None:
     url = serve_here(CountingEnv, num_envs=4).url
     with pytest.raises(CapacityReached, match=r"asked for 5 .* num_envs=4, 0 of them in use"):

@@ -19,7 +19,7 @@ from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_rea
 from tests.wire.equality import exactly_equal
 from tests.wrappers.bad_network import cutting_proxy
 from tests.wrappers.conftest import ServeFunction
-from tests.wrappers.odd_envs import CountingEnv, SlowEnv, TangledEnv
+from tests.wrappers.odd_envs import CountingEnv, LargeEnv, SlowEnv, TangledEnv
 
 
 def _wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
@@ -148,3 +148,13 @@ def test_session_id_without_its_secret_is_refused_and_its_owner_undisturbed(
         assert isinstance(answer, Refused)
         assert "belongs to another client" in answer.error["message"]
         assert env.step(0)[0][1] == 1.0
+
+
+def test_reply_that_cuts_the_connection_whenever_it_is_sent_is_given_up_in_time(serve_here: ServeFunction) -> None:
+    with cutting_proxy(serve_here(LargeEnv).url, lambda _: ("down", 100_000)) as proxy:
+        with RemoteEnv(url=proxy.url, request_timeout_s=2.0) as env:
+            before = time.monotonic()
+            with pytest.raises(ConnectionLost, match=r"dropped \d+ times while one reply was awaited"):
+                env.reset()
+            assert time.monotonic() - before < 20.0
+        assert proxy.connections < 100
