@@ -37,7 +37,7 @@ def run_once(where: str, env_id: str, values: dict[str, Any]) -> TrainingResult:
 def main() -> int:
     options = parser(__doc__ or "")
     options.add_argument("--env-id", default="CartPole-v1")
-    options.add_argument("--steps", type=int, default=20_000)
+    options.add_argument("--steps", type=int, default=60_000)
     arguments = options.parse_args()
     rows: list[dict[str, Any]] = []
     times: dict[str, list[float]] = {"in process": [], "socket": []}
