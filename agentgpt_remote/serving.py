@@ -226,8 +226,15 @@ def _url_of(listener: socket.socket, options: ServerOptions) -> str:
     return f"{options.scheme}://{name}:{listener.getsockname()[1]}"
 
 
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Tell uvicorn's errors from what it says of each WebSocket refused with a status, which is logged here."""
+    return "without completing handshake" not in str(record.msg)
+
+
 def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], None]) -> uvicorn.Server:
     import uvicorn
+
+    logging.getLogger("uvicorn.error").addFilter(_is_worth_logging)
 
     class Server(uvicorn.Server):
         """A server that says when it accepts connections."""

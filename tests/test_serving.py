@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
+from agentgpt_remote.connection import WebSocketConnection
 from agentgpt_remote.errors import AuthError, ConfigError, PortInUse
 from agentgpt_remote.serving import BackgroundServer, ServerOptions, is_loopback, resolve_token
 
@@ -73,6 +74,18 @@ def test_token_auth_refuses_websocket_before_the_upgrade(guarded: BackgroundServ
     with pytest.raises(InvalidStatus) as refused, connect(guarded.url + "/echo"):
         pytest.fail("the upgrade was accepted")
     assert refused.value.response.status_code == 401
+
+
+def test_refused_websocket_is_logged_once_with_its_reason(
+    guarded: BackgroundServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(AuthError):
+        WebSocketConnection.connect(guarded.url, token="wrong")
+    guarded.close()
+    assert [(record.name, record.levelname) for record in caplog.records] == [
+        ("agentgpt_remote.serving", "WARNING"),
+    ]
+    assert "the token is wrong" in caplog.text
 
 
 def test_server_closes_on_a_frame_over_the_limit(guarded: BackgroundServer) -> None:
