@@ -85,26 +85,29 @@ def _bounds_to_json(values: np.ndarray, bounded: np.ndarray, infinity: str) -> A
     """Return bounds as one value where they are uniform, else as nested lists."""
     if not values.size:
         return 0
+    if (values == values.flat[0]).all() and (bounded == bounded.flat[0]).all():  # images have millions of bounds
+        values, bounded = values.ravel()[:1], bounded.ravel()[:1]
+        shape: tuple[int, ...] = ()
+    else:
+        shape = values.shape
     if values.dtype.kind == "f" and values.dtype.itemsize > 8:  # JSON has no longer floats than 64 bits
         items = [np.format_float_scientific(value, unique=True) for value in values.ravel()]
     else:
         items = values.ravel().tolist()
     items = [item if finite else infinity for item, finite in zip(items, bounded.ravel().tolist(), strict=True)]
-    if all(item == items[0] for item in items):
-        return items[0]
     array = np.empty(len(items), dtype=object)
     array[:] = items
-    return array.reshape(values.shape).tolist()
+    return array.reshape(shape).tolist()
 
 
 def _bounds_from_json(
     value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], infinity: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the bounds and where they are finite, both of ``shape``."""
-    given = np.empty((), dtype=object) if not isinstance(value, list) else np.array(value, dtype=object)
     if not isinstance(value, list):
-        given[()] = value
-    given = np.broadcast_to(given, shape)
+        bound = dtype.type(_unbounded(dtype, infinity) if value == infinity else value)
+        return np.full(shape, bound, dtype=dtype), np.full(shape, value != infinity)
+    given = np.broadcast_to(np.array(value, dtype=object), shape)
     values, bounded = np.empty(shape, dtype=dtype), np.ones(shape, dtype=np.bool_)
     for index in np.ndindex(shape):
         item = given[index]

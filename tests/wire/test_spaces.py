@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import gymnasium as gym
@@ -55,6 +56,14 @@ def test_uniform_bounds_collapse_to_one_number() -> None:
         "low": 0,
         "high": 255,
     }
+
+
+def test_millions_of_uniform_bounds_take_no_time() -> None:
+    space = Box(0, 255, (64, 210, 160, 3), dtype=np.uint8)
+    before = time.monotonic()
+    restored = space_from_dict(space_to_dict(space))
+    assert time.monotonic() - before < 2.0
+    assert restored == space
 
 
 def test_infinite_integer_bounds_stay_infinite() -> None:
