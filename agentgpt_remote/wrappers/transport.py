@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class SessionTransport:
     ) -> None:
         self.url = url
         self._why_gone = why_gone
+        self._owner = os.getpid()
         self.host_ns = 0
         self._token = token
         self._timeouts = timeouts
@@ -144,11 +146,16 @@ class SessionTransport:
         """Send a request; where the connection is down it is sent when the session resumes.
 
         Raises:
-            ConnectionLost: the session has ended.
+            ConnectionLost: the session has ended, or belongs to the process that this one was forked from.
             ProtocolError: the request is larger than the host accepts.
         """
         if self._ended is not None:
             raise ConnectionLost(self._ended)
+        if os.getpid() != self._owner:  # its requests would be numbered as the owner's, and answered with their replies
+            raise ConnectionLost(
+                f"the session on {self.url} belongs to process {self._owner}, of which this one is a fork: "
+                "make the environment in the process that uses it"
+            )
         data = self._session.request(kind, list(parts), flags=flags, extras=extras)
         if len(data) > self.opened.limits.max_frame_bytes:
             self._session.withdraw()

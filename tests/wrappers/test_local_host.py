@@ -117,7 +117,7 @@ def test_interrupt_in_the_terminal_leaves_the_host_to_its_client() -> None:
         assert client.communicate("\n", timeout=15)[0] == "stepped\n"
 
 
-def test_fork_of_a_client_does_not_end_its_session() -> None:
+def test_fork_of_a_client_neither_uses_nor_ends_its_session() -> None:
     code = (
         "import os\n"
         "from agentgpt_remote.wrappers.remote_env import RemoteEnv\n"
@@ -125,14 +125,17 @@ def test_fork_of_a_client_does_not_end_its_session() -> None:
         "env.reset()\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    env.close()\n"
-        "    os._exit(0)\n"
-        "os.waitpid(child, 0)\n"
+        "    try:\n"
+        "        env.step(0)\n"
+        "    except ConnectionError as error:\n"
+        "        env.close()\n"
+        "        os._exit(3 if 'fork' in str(error) else 4)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
         "print(len(env.step(0)))\n"
         "env.close()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
-    assert done.stdout.strip() == "5"
+    assert done.stdout.split() == ["3", "5"]
 
 
 def test_host_that_was_killed_is_connection_lost() -> None:
