@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -114,6 +115,15 @@ def _asked_name(source: Any) -> str | None:
     raise ConfigError(
         f"a {type(source).__name__} can't be sent to a host at a URL: name what it serves, or leave the source out"
     )
+
+
+@contextmanager
+def fixed_type_errors() -> Iterator[None]:
+    """Raise a TypeError from the block so that its text can't be replaced; see :func:`with_fixed_text`."""
+    try:
+        yield
+    except TypeError as error:
+        raise with_fixed_text(error) from error.__cause__
 
 
 def with_fixed_text(error: TypeError) -> TypeError:

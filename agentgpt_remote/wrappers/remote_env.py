@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ClosedEnvironmentError
 
-from agentgpt_remote.errors import ConfigError
-from agentgpt_remote.handshake import Open, Opened
+from agentgpt_remote.handshake import Opened
 from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
-from agentgpt_remote.registration import remote_spec
 from agentgpt_remote.spaces import space_from_dict
 from agentgpt_remote.steps import EnvCodec
-from agentgpt_remote.wrappers.hosting import HostedSession, LentHost, with_fixed_text
+from agentgpt_remote.wrappers.hosting import fixed_type_errors
+from agentgpt_remote.wrappers.remote_base import REMOTE_RENDER_MODES, RemoteBase, open_request, remote_metadata
 from agentgpt_remote.wrappers.transport import Timeouts
 
-REMOTE_RENDER_MODES = ("rgb_array", "ansi")
 
-
-class RemoteEnv(gym.Env[Any, Any]):
+class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
     """An environment that runs on a host; it behaves as the environment itself would here.
 
     Args:
@@ -66,26 +60,10 @@ class RemoteEnv(gym.Env[Any, Any]):
         resume_window_s: float | None = None,
         **env_kwargs: Any,
     ) -> None:
-        self._closed = True
-        self._spec: EnvSpec | None = None
         timeouts = Timeouts(connect_s=connect_timeout_s, request_s=request_timeout_s, resume_s=resume_window_s)
-        try:
-            self._open(source, url, token, open_request(render_mode, env_kwargs), timeouts)
-            made_with = env_kwargs if render_mode is None else {"render_mode": render_mode, **env_kwargs}
-            self._spec = own_spec(self._transport.opened, source, url, made_with)
-        except TypeError as error:
-            raise with_fixed_text(error) from error.__cause__
-
-    def _open(self, source: Any, url: str | None, token: str | None, request: Open, timeouts: Timeouts) -> None:
-        self._session = HostedSession(source, url, token, request, timeouts)
-        self._transport = self._session.transport
-        self._finalizer = weakref.finalize(self, HostedSession.close, self._session)
-        self._closed = False
-        try:
-            self._adopt(self._transport.opened)
-        except BaseException:
-            self.close()
-            raise
+        with fixed_type_errors():
+            request = open_request(render_mode, env_kwargs)
+            self._open(source, url, token, request, timeouts, env_kwargs, self._adopt)
 
     def _adopt(self, opened: Opened) -> None:
         self.observation_space = space_from_dict(opened.observation_space, "observation")
@@ -93,20 +71,6 @@ class RemoteEnv(gym.Env[Any, Any]):
         self.render_mode = opened.render_mode
         self.metadata = remote_metadata(opened)
         self._codec = EnvCodec(self.observation_space, self.action_space)
-
-    @property
-    def url(self) -> str:
-        """Where the environment is served."""
-        return self._transport.url
-
-    @property
-    def spec(self) -> EnvSpec | None:
-        """The environment's specification; never holds a token."""
-        return self._spec
-
-    @spec.setter
-    def spec(self, value: EnvSpec | None) -> None:
-        self._spec = without_token(value)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment.
@@ -171,80 +135,12 @@ class RemoteEnv(gym.Env[Any, Any]):
 
     def _call(self, operation: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._check_open()
-        self._transport.send(Kind.CALL, extras=pack_value([operation, name, args, kwargs]))
-        return unpack_value(self._transport.receive().extras_data)
+        return self._exchange(operation, name, args, kwargs)
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self.closed:
             raise ClosedEnvironmentError(f"{type(self).__name__} at {self.url} is closed: make it again")
-
-    def lend(self) -> LentHost:
-        """Return where the host listens, for another process to train there while this one keeps it alive.
-
-        A source that was an environment of this process exists once, so it can't be stepped here meanwhile.
-        """
-        return self._session.lend()
-
-    def close(self) -> None:
-        """Close the environment, its session, and the host that was started for it; idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._finalizer()
 
     def __repr__(self) -> str:
         name = self._spec.id if self._spec is not None else "environment"
         return f"<RemoteEnv {name} at {self.url}>"
-
-
-def open_request(render_mode: str | None, env_kwargs: dict[str, Any]) -> Open:
-    """Return the request for a single environment.
-
-    Raises:
-        ConfigError: a render mode that does not go over the wire.
-        NotSendable: an argument that the wire can't carry.
-    """
-    if render_mode is not None and render_mode not in REMOTE_RENDER_MODES:
-        raise ConfigError(
-            f"render_mode={render_mode!r} is out of range: expected 'rgb_array', 'ansi' or None. For a window here, "
-            "gymnasium.make('agentgpt/...', render_mode='human') renders frames that the host sends"
-        )
-    return Open(render_mode=render_mode, kwargs=pack_value(env_kwargs) if env_kwargs else b"")
-
-
-def remote_metadata(opened: Opened) -> dict[str, Any]:
-    """Return the host's metadata without the render modes that need a screen there."""
-    metadata = dict(unpack_value(opened.metadata))
-    modes = metadata.get("render_modes")
-    if isinstance(modes, (list, tuple)):
-        metadata["render_modes"] = [mode for mode in modes if mode != "human"]
-    return metadata
-
-
-def own_spec(opened: Opened, source: Any, url: str | None, kwargs: dict[str, Any]) -> EnvSpec | None:
-    """Return a specification from which ``gymnasium.make`` makes the same remote environment, without its token.
-
-    Args:
-        opened: what the host told.
-        source: as the client named it.
-        url: where the host listens, or ``None`` where one was started.
-        kwargs: further arguments of the remote environment.
-
-    Returns:
-        ``None`` where the environment can't be made again from names alone, or has no specification of its own.
-    """
-    if opened.spec is None or not (isinstance(source, str) or url is not None):
-        return None
-    named = source if isinstance(source, str) else opened.spec["id"]
-    spec = remote_spec(named, **({} if url is None else {"url": url}), **kwargs)
-    spec.reward_threshold = opened.spec["reward_threshold"]
-    spec.nondeterministic = opened.spec["nondeterministic"]
-    return spec
-
-
-def without_token(spec: EnvSpec | None) -> EnvSpec | None:
-    """Return the specification without a token in its arguments: loggers and data sets keep specifications."""
-    if spec is None or "token" not in spec.kwargs:
-        return spec
-    spec = copy.copy(spec)
-    spec.kwargs = {key: value for key, value in spec.kwargs.items() if key != "token"}
-    return spec

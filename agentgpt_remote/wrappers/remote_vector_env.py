@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from agentgpt_remote.connection import wait_readable
 from agentgpt_remote.errors import ConfigError
-from agentgpt_remote.handshake import Open, Opened
+from agentgpt_remote.handshake import Opened
 from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
 from agentgpt_remote.spaces import space_from_dict
 from agentgpt_remote.steps import VectorCodec
-from agentgpt_remote.wrappers.hosting import HostedSession, LentHost, with_fixed_text
-from agentgpt_remote.wrappers.remote_env import open_request, own_spec, remote_metadata, without_token
+from agentgpt_remote.wrappers.hosting import fixed_type_errors
+from agentgpt_remote.wrappers.remote_base import REMOTE_RENDER_MODES, RemoteBase, open_request, remote_metadata
 from agentgpt_remote.wrappers.transport import Timeouts
 
 
-class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
+class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
     """Environments on a host that step together: one message each way for all of them.
 
     Args:
@@ -53,7 +51,7 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         ConfigError: ``num_envs`` or ``autoreset_mode`` is out of range.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 30}  # noqa: RUF012 - Gymnasium's
+    metadata: dict[str, Any] = {"render_modes": list(REMOTE_RENDER_MODES), "render_fps": 30}  # noqa: RUF012 - Gymnasium's
 
     def __init__(
         self,
@@ -69,34 +67,17 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         resume_window_s: float | None = None,
         **env_kwargs: Any,
     ) -> None:
-        self.closed = True
-        self._spec: EnvSpec | None = None
         self._pending: Kind | None = None
         if isinstance(num_envs, np.integer):
             num_envs = int(num_envs)
         if num_envs is not None and (type(num_envs) is not int or num_envs < 1):
             raise ConfigError(f"num_envs={num_envs!r} is out of range: expected an integer of at least 1")
         timeouts = Timeouts(connect_s=connect_timeout_s, request_s=request_timeout_s, resume_s=resume_window_s)
-        try:
+        with fixed_type_errors():
             request = open_request(render_mode, env_kwargs)
             request.num_envs = num_envs or (source.num_envs if isinstance(source, VectorEnv) else 0)
             request.autoreset_mode = _mode(autoreset_mode).value
-            self._open(source, url, token, request, timeouts)
-            made_with = env_kwargs if render_mode is None else {"render_mode": render_mode, **env_kwargs}
-            self._spec = own_spec(self._transport.opened, source, url, made_with)
-        except TypeError as error:
-            raise with_fixed_text(error) from error.__cause__
-
-    def _open(self, source: Any, url: str | None, token: str | None, request: Open, timeouts: Timeouts) -> None:
-        self._session = HostedSession(source, url, token, request, timeouts)
-        self._transport = self._session.transport
-        self._finalizer = weakref.finalize(self, HostedSession.close, self._session)
-        self.closed = False
-        try:
-            self._adopt(self._transport.opened)
-        except BaseException:
-            self.close()
-            raise
+            self._open(source, url, token, request, timeouts, env_kwargs, self._adopt)
 
     def _adopt(self, opened: Opened) -> None:
         self.num_envs = opened.num_envs or 1
@@ -111,20 +92,6 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         if isinstance(self.metadata.get("autoreset_mode"), str):
             self.metadata["autoreset_mode"] = AutoresetMode(self.metadata["autoreset_mode"])
         self._codec = VectorCodec(self.single_observation_space, self.single_action_space, self.num_envs)
-
-    @property
-    def url(self) -> str:
-        """Where the environments are served."""
-        return self._transport.url
-
-    @property
-    def spec(self) -> EnvSpec | None:
-        """The environments' specification; never holds a token."""
-        return self._spec
-
-    @spec.setter
-    def spec(self, value: EnvSpec | None) -> None:
-        self._spec = without_token(value)
 
     @property
     def host_step_s(self) -> float:
@@ -264,21 +231,7 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _call(self, operation: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._check_free(operation)
-        self._transport.send(Kind.CALL, extras=pack_value([operation, name, args, kwargs]))
-        return unpack_value(self._transport.receive().extras_data)
-
-    def lend(self) -> LentHost:
-        """Return where the host listens, for another process to train there while this one keeps it alive.
-
-        A source that was an environment of this process exists once, so it can't be stepped here meanwhile.
-        """
-        return self._session.lend()
-
-    def close(self, **_: Any) -> None:
-        """Close the environments, their session, and the host that was started for them; idempotent."""
-        if not self.closed:
-            self.closed = True
-            self._finalizer()
+        return self._exchange(operation, name, args, kwargs)
 
     def __enter__(self) -> RemoteVectorEnv:
         return self
