@@ -324,6 +324,8 @@ class SessionTable:
             "sessions": self.session_count,
             "envs": self.env_count,
             "num_envs": self.limits.num_envs,
+            "lost_envs": sum(self._sessions[session_id].num_envs for session_id in self._reapers),
+            "resume_window_s": self.limits.resume_window_s,
         }
 
 

@@ -156,7 +156,7 @@ class Collector:
                     self._drop(state, silent)
             self.times["act_s"] += acted - started
             self.times["env_s"] += time.perf_counter() - acted
-            if not self._states:
+            if not self._states and not should_stop():
                 raise TrainingFailed(
                     f"no environment is left: lost {', '.join(self.lost)}. What was learned is kept: "
                     f"start the hosts again and continue with --resume. Last error: {self._last_error}"

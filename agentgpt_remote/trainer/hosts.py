@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 from gymnasium.vector import VectorEnv
 
-from agentgpt_remote.errors import ConfigError, ConnectionLost, RemoteTimeout
+from agentgpt_remote.errors import CapacityReached, ConfigError, ConnectionLost, RemoteTimeout
 from agentgpt_remote.policy.features import ObservationFeatures
 from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
 from agentgpt_remote.trainer.lanes import Lane, check_same_spaces
@@ -21,6 +22,7 @@ from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 
 _RESUME_WINDOW_S = 5.0
 _HEALTH_TIMEOUT_S = 10.0
+_FREE_POLL_S, _FREE_MARGIN_S = 0.5, 10.0
 Tokens = str | Mapping[str, str] | None
 logger = logging.getLogger("agentgpt_remote.trainer")
 
@@ -48,6 +50,7 @@ def open_hosts(
     envs: Sequence[VectorEnv[Any, Any, Any] | str] | None,
     token: Tokens,
     stack: contextlib.ExitStack,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> OpenedHosts:
     """Open the environments to train on.
 
@@ -56,6 +59,7 @@ def open_hosts(
         envs: vector environments, which stay the caller's, or URLs of hosts.
         token: of the hosts: one for all, or one per URL, where the empty URL stands for all others.
         stack: closes what is opened here.
+        should_stop: whether to wait no longer for hosts that are full of lost sessions.
 
     Raises:
         ConfigError: nothing is named, or the hosts serve different environments.
@@ -66,10 +70,10 @@ def open_hosts(
         hosts = {str(item): EnvHost(env_endpoint=item) for item in envs if isinstance(item, str)}
         given = [item for item in envs if not isinstance(item, str)]
         named = [(f"envs[{index}]", item) for index, item in enumerate(given)]
-        named += _open_remote(hosts, hyperparameters, token, stack)
+        named += _open_remote(hosts, hyperparameters, token, stack, should_stop)
         description = ", ".join([*hosts, *(type(item).__name__ for item in given)])
     elif hyperparameters.env_hosts:
-        named = _open_remote(hyperparameters.env_hosts, hyperparameters, token, stack)
+        named = _open_remote(hyperparameters.env_hosts, hyperparameters, token, stack, should_stop)
         description = ", ".join(host.env_endpoint for host in hyperparameters.env_hosts.values())
     elif hyperparameters.env_id:
         named = _open_local(hyperparameters, stack)
@@ -102,7 +106,11 @@ def _open_local(hyperparameters: Hyperparameters, stack: contextlib.ExitStack) -
 
 
 def _open_remote(
-    hosts: Any, hyperparameters: Hyperparameters, token: Tokens, stack: contextlib.ExitStack
+    hosts: Mapping[str, EnvHost],
+    hyperparameters: Hyperparameters,
+    token: Tokens,
+    stack: contextlib.ExitStack,
+    should_stop: Callable[[], bool],
 ) -> list[tuple[str, Any]]:
     """Open all hosts that answer."""
     opened: list[tuple[str, Any]] = []
@@ -111,11 +119,9 @@ def _open_remote(
     resume_window_s = _RESUME_WINDOW_S if len(hosts) > 1 else None
     for name, host in hosts.items():
         try:
-            total = host.num_agents or offered_envs(host.env_endpoint, hyperparameters.num_envs)
-            for lane, size in enumerate(_split(total, hyperparameters.lanes_per_host)):
-                own_token = _token_of(host.env_endpoint, token)
-                env = _connect(host.env_endpoint, own_token, size, hyperparameters, resume_window_s)
-                opened.append((f"{name}/{lane}", stack.enter_context(env)))
+            own_token = _token_of(host.env_endpoint, token)
+            envs = _open_host(host, own_token, hyperparameters, resume_window_s, stack, should_stop)
+            opened += [(f"{name}/{lane}", env) for lane, env in enumerate(envs)]
         except (ConnectionLost, RemoteTimeout) as error:
             unreachable[name] = error
     if unreachable and not opened:
@@ -123,6 +129,44 @@ def _open_remote(
     for name, reason in unreachable.items():
         logger.warning("host=%s url=%s left out: %s", name, hosts[name].env_endpoint, reason)
     return opened
+
+
+def _open_host(
+    host: EnvHost,
+    token: str | None,
+    hyperparameters: Hyperparameters,
+    resume_window_s: float | None,
+    stack: contextlib.ExitStack,
+    should_stop: Callable[[], bool],
+) -> list[RemoteVectorEnv]:
+    """Open the lanes of one host.
+
+    A trainer that was killed leaves sessions that its host keeps for a while; where they fill the host, this
+    waits for their end.
+
+    Raises:
+        CapacityReached: the host has no room, and none that will be free soon.
+    """
+    url, began, waiting = host.env_endpoint, time.monotonic(), False
+    while True:
+        told = _health(url)
+        try:
+            with contextlib.ExitStack() as attempt:
+                total = host.num_agents or _free_envs(told, hyperparameters.num_envs)
+                envs = [
+                    attempt.enter_context(_connect(url, token, size, hyperparameters, resume_window_s))
+                    for size in _split(total, hyperparameters.lanes_per_host)
+                ]
+                stack.enter_context(attempt.pop_all())
+                return envs
+        except CapacityReached:
+            window_s = float(told.get("resume_window_s", 0.0))
+            if not told.get("lost_envs") or time.monotonic() - began > window_s + _FREE_MARGIN_S or should_stop():
+                raise
+            if not waiting:
+                logger.warning("url=%s is full of lost sessions, waiting up to %g s for their end", url, window_s)
+            waiting = True
+            time.sleep(_FREE_POLL_S)
 
 
 def _token_of(url: str, tokens: Tokens) -> str | None:
@@ -148,15 +192,24 @@ def _connect(
 
 def offered_envs(url: str, wanted: int) -> int:
     """Return how many environments a host has free; ``wanted`` where it has no limit or does not tell."""
-    parts = urlsplit(url)
-    health = urlunsplit(
-        ({"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme), parts.netloc, "/health", "", "")
-    )
-    try:
-        told = httpx.get(health, timeout=_HEALTH_TIMEOUT_S).raise_for_status().json()
-        limit, used = told.get("num_envs"), int(told.get("envs", 0))
-        return wanted if limit is None else max(1, int(limit) - used)
-    except (httpx.HTTPError, ValueError, AttributeError) as error:
-        # Connecting tells better what is wrong.
-        logger.debug("url=%s health=%s", url, error)
+    return _free_envs(_health(url), wanted)
+
+
+def _free_envs(told: Mapping[str, Any], wanted: int) -> int:
+    """Return how many environments are free, those of lost sessions included: they will be."""
+    limit = told.get("num_envs")
+    if limit is None:
         return wanted
+    return max(1, int(limit) - int(told.get("envs", 0)) + int(told.get("lost_envs", 0)))
+
+
+def _health(url: str) -> dict[str, Any]:
+    """Return what a host tells of itself; nothing where it does not answer, which connecting explains better."""
+    parts = urlsplit(url)
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    try:
+        address = urlunsplit((scheme, parts.netloc, "/health", "", ""))
+        return dict(httpx.get(address, timeout=_HEALTH_TIMEOUT_S).raise_for_status().json())
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
+        logger.debug("url=%s health=%s", url, error)
+        return {}

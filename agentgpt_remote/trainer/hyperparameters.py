@@ -167,7 +167,7 @@ class Hyperparameters:
     init_log_std: float = -0.5
     normalize_observations: bool = True
     normalize_rewards: bool = True
-    checkpoint_interval_s: float = 10.0
+    checkpoint_interval_s: float = 5.0
     keep_checkpoints: int = 3
     step_timeout_s: float = 60.0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,6 +86,11 @@ class Lane:
         reward = np.asarray(reward, np.float64)
         self._check("reward", reward)
         return LaneStep(self._encode(observations), reward, np.asarray(terminated), np.asarray(truncated))
+
+    def give_up_when(self, why: Callable[[], str | None]) -> None:
+        """Have ``why`` asked for a reason not to wait any longer for a host whose connection is down."""
+        if self.remote is not None:
+            self.remote.give_up_when(why)
 
     def close(self) -> None:
         """Close the environments."""

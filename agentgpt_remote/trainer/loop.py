@@ -97,7 +97,9 @@ def train(
     run = _Run(Path(run_dir), hyperparameters, on_progress, stop_event or threading.Event())
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop_on_signals(run.stop))
-        hosts = open_hosts(hyperparameters, envs, token, stack)
+        hosts = open_hosts(hyperparameters, envs, token, stack, run.stop.is_set)
+        for lane in hosts.lanes:
+            lane.give_up_when(lambda: "training was stopped" if run.stop.is_set() else None)
         run.prepare(hosts, replace_run=replace_run)
         stack.enter_context(_threads(run.hp.torch_threads))
         stack.callback(run.reporter.close)

@@ -73,6 +73,10 @@ class RemoteBase:
         self._transport.send(Kind.CALL, extras=pack_value([operation, name, args, kwargs]))
         return unpack_value(self._transport.receive().extras_data)
 
+    def give_up_when(self, why: Callable[[], str | None]) -> None:
+        """Have ``why`` asked, while the connection is down, for a reason not to try to get back any longer."""
+        self._transport.give_up_when(why)
+
     def lend(self) -> LentHost:
         """Return where the host listens, for another process to train there while this one keeps it alive.
 

@@ -235,6 +235,11 @@ class SessionTransport:
         if connection is not None:
             connection.close()
 
+    def give_up_when(self, why: Callable[[], str | None]) -> None:
+        """Have ``why`` asked too, while the connection is down, for a reason not to try any longer."""
+        before = self._why_gone
+        self._why_gone = lambda: before() or why()
+
     def _resume(self) -> WebSocketConnection:
         """Connect again, resume the session and send what lacks a reply once more."""
         if self._ended is not None:
@@ -255,6 +260,8 @@ class SessionTransport:
                 if time.monotonic() + backoff_s >= deadline:
                     self._end(f"the connection to {self.url} was lost and not back within {window_s:g} s: {error}")
                     raise ConnectionLost(self._ended) from error
+                if backoff_s == _FIRST_BACKOFF_S:
+                    _logger.warning("connection lost url=%s, trying to get back for %.0f s", self.url, left_s)
             except (AgentGPTError, OSError) as error:
                 self._end(f"the session on {self.url} can't be resumed: {error}")
                 if isinstance(error, ConnectionLost):

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from agentgpt_remote.metrics import read_metrics
 from agentgpt_remote.policy.bundle import load_bundle
 from agentgpt_remote.policy.gpt_policy import GPTPolicy
 from agentgpt_remote.processes import ChildProcess
+from agentgpt_remote.server.serve import serve
 from agentgpt_remote.trainer.checkpoint import Checkpoints
 from agentgpt_remote.trainer.evaluation import evaluate_source
 from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
@@ -149,6 +151,45 @@ def test_lost_host_is_dropped_and_the_last_one_ends_the_run(tmp_path: Path, capl
     assert "envs[0]" in caplog.text
     assert Checkpoints(tmp_path / "checkpoints", keep=3).paths()
     assert load_bundle(tmp_path / "policy").provenance["env_steps"] == steps_of(tmp_path)[-1]
+
+
+def test_killed_trainer_resumes_on_a_host_that_is_full_of_its_sessions(tmp_path: Path) -> None:
+    with serve("CartPole-v1", port=0, num_envs=8, resume_window_s=3.0, block=False) as host:
+        values = {"env_id": None, "env_hosts": {"host": EnvHost(env_endpoint=host.url)}, "max_steps": 10**6}
+        with start_trainer(tmp_path / "run", **values) as process:
+            wait_until(lambda: len(steps_of(tmp_path / "run")) >= 3, "metrics")
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait(10)
+        resumed = Hyperparameters(**{**SMALL, **values, "max_steps": 3000, "resume_training": True})
+        began = time.monotonic()
+        result = train(resumed, run_dir=tmp_path / "run")
+    assert time.monotonic() - began > 1.0, "the host was not full"
+    assert 2900 <= result.env_steps <= 3000
+    assert steps_of(tmp_path / "run") == sorted(set(steps_of(tmp_path / "run")))
+
+
+def test_stop_while_the_host_is_away_ends_soon_with_a_bundle(tmp_path: Path) -> None:
+    stop = threading.Event()
+    with LocalHost("CartPole-v1") as host:
+
+        def on_progress(progress: Progress) -> None:
+            if progress.env_steps > 500 and host.running:
+                os.kill(host.pid, signal.SIGKILL)
+                threading.Timer(1.0, stop.set).start()
+
+        began = time.monotonic()
+        hyperparameters = Hyperparameters(**{**SMALL, "max_steps": 10**6})
+        result = train(
+            hyperparameters,
+            run_dir=tmp_path,
+            envs=[host.url],
+            token=host.token,
+            on_progress=on_progress,
+            stop_event=stop,
+        )
+    assert result.stopped
+    assert time.monotonic() - began < 40.0, "it waited for the host's resume window"
+    assert load_bundle(tmp_path / "policy").provenance["env_steps"] == result.env_steps
 
 
 def test_env_hosts_of_different_speed_are_trained_on_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
