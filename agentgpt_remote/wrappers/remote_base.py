@@ -13,7 +13,7 @@ from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.handshake import Open, Opened
 from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
-from agentgpt_remote.registration import remote_spec
+from agentgpt_remote.registration import NAMESPACE, remote_spec
 from agentgpt_remote.wrappers.hosting import HostedSession, LentHost
 from agentgpt_remote.wrappers.transport import Timeouts
 
@@ -41,6 +41,8 @@ class RemoteBase:
         adopt: Callable[[Opened], None],
     ) -> None:
         """Open the session, and have ``adopt`` take over what the host told of its environments."""
+        if isinstance(source, str):
+            source = source.removeprefix(NAMESPACE)  # "agentgpt/CartPole-v1" is the name of this very thing
         self._session = HostedSession(source, url, token, request, timeouts)
         self._transport = self._session.transport
         self._finalizer = weakref.finalize(self, HostedSession.close, self._session)

@@ -299,3 +299,10 @@ def test_timeout_out_of_range_is_refused_by_name(name: str, seconds: Any) -> Non
 def test_malformed_url_is_refused_by_name(url: Any) -> None:
     with pytest.raises(ConfigError, match="can't connect to"):
         RemoteEnv(url=url)
+
+
+def test_source_may_carry_the_prefix_of_remote_ids() -> None:
+    with RemoteEnv("agentgpt/CartPole-v1") as env:
+        assert env.spec is not None
+        assert env.spec.id == "agentgpt/CartPole-v1"
+        assert env.reset(seed=0)[0].shape == (4,)
