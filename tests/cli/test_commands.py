@@ -66,19 +66,24 @@ class Server:
 
     def end(self, how: signal.Signals) -> int:
         self.process.send_signal(how)
-        try:
-            return self.process.wait(20)
-        finally:
-            self.process.kill()
-            if self.process.stdout is not None:
-                self.process.stdout.close()
+        return self.process.wait(20)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait(20)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server("serve", "CartPole-v1", "--port", "0", "--num-envs", "8", cwd=tmp_path_factory.mktemp("host"))
-    yield server
-    assert server.end(signal.SIGINT) == 0
+    words = ["serve", "CartPole-v1", "--port", "0", "--num-envs", "8"]
+    with Server(*words, cwd=tmp_path_factory.mktemp("host")) as server:
+        yield server
+        assert server.end(signal.SIGINT) == 0
 
 
 def test_serve_announces_its_url_and_answers(host: Server) -> None:
@@ -89,15 +94,16 @@ def test_serve_announces_its_url_and_answers(host: Server) -> None:
 
 
 def test_serve_with_a_token_keeps_it_to_itself(tmp_path: Path) -> None:
-    server = Server("serve", "CartPole-v1", "--host", "0.0.0.0", "--port", "0", cwd=tmp_path, AGENTGPT_TOKEN=TOKEN)
-    url = server.url.replace("0.0.0.0", "127.0.0.1")
-    with RemoteEnv(url=url, token=TOKEN) as env:
-        env.reset(seed=0)
-    refused = _run("check", url, "--token", "wrong", cwd=tmp_path)
-    assert refused.returncode == 1
-    assert "token" in refused.stderr
-    assert TOKEN not in server.line
-    assert server.end(signal.SIGTERM) == 0
+    words = ["serve", "CartPole-v1", "--host", "0.0.0.0", "--port", "0"]
+    with Server(*words, cwd=tmp_path, AGENTGPT_TOKEN=TOKEN) as server:
+        url = server.url.replace("0.0.0.0", "127.0.0.1")
+        with RemoteEnv(url=url, token=TOKEN) as env:
+            env.reset(seed=0)
+        refused = _run("check", url, "--token", "wrong", cwd=tmp_path)
+        assert refused.returncode == 1
+        assert "token" in refused.stderr
+        assert TOKEN not in server.line
+        assert server.end(signal.SIGTERM) == 0
 
 
 def test_check_reports_every_check(host: Server, tmp_path: Path) -> None:
@@ -131,10 +137,10 @@ def test_eval_prints_the_statistics(trained: Path, host: Server) -> None:
 
 
 def test_run_serves_a_policy(trained: Path) -> None:
-    server = Server("run", "runs/CartPole-v1/policy", "--port", "0", cwd=trained)
-    with GPTPolicy(server.url) as policy:
-        assert policy(np.zeros(4, np.float32)) in (0, 1)
-    assert server.end(signal.SIGINT) == 0
+    with Server("run", "runs/CartPole-v1/policy", "--port", "0", cwd=trained) as server:
+        with GPTPolicy(server.url) as policy:
+            assert policy(np.zeros(4, np.float32)) in (0, 1)
+        assert server.end(signal.SIGINT) == 0
 
 
 def test_train_on_urls_and_resume(trained: Path, host: Server) -> None:
