@@ -21,6 +21,7 @@ import numpy as np
 
 from agentgpt_remote._version import __version__
 from agentgpt_remote.errors import AgentGPTError
+from agentgpt_remote.upgrade import health_url
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 
@@ -72,12 +73,12 @@ def check_host(url: str, *, token: str | None = None, steps: int = 200) -> Itera
 
 
 def _health(url: str) -> Check:
-    address = url.replace("ws://", "http://", 1).replace("wss://", "https://", 1).rstrip("/")
+    address = health_url(url)
     try:
-        answer = httpx.get(f"{address}/health", timeout=10.0)
+        answer = httpx.get(address, timeout=10.0)
         fields = answer.json()
     except (httpx.HTTPError, ValueError) as error:
-        return Check(name="health", outcome="failed", detail=f"GET {address}/health failed: {error}")
+        return Check(name="health", outcome="failed", detail=f"GET {address} failed: {error}")
     outcome: Outcome = "ok" if answer.status_code == 200 else "failed"
     return Check(name="health", outcome=outcome, detail=", ".join(f"{key}={value}" for key, value in fields.items()))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
+
+from agentgpt_remote.files import replacing
 
 
 class MetricsWriter:
@@ -58,12 +59,8 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 def _truncate(path: Path, keep_until: int) -> None:
     kept = [row for row in read_metrics(path) if row["env_steps"] <= keep_until]
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
 
 
 def _finite(value: float | int | str | None) -> float | int | str | None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
+from agentgpt_remote.connection import DEFAULT_MAX_FRAME_BYTES
 from agentgpt_remote.errors import AgentGPTError, AuthError, ConfigError, PortInUse, RemoteTimeout
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TOKEN_VARIABLE = "AGENTGPT_TOKEN"
-DEFAULT_MAX_FRAME_BYTES = 256 * 1024 * 1024
 _START_TIMEOUT_S = 30.0
 
 _logger = logging.getLogger("agentgpt_remote.serving")

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from agentgpt_remote.errors import AuthError, ConfigError, HostUnreachable, ProtocolMismatch
 
@@ -43,6 +43,13 @@ def parse_url(url: str, path: str) -> tuple[str, int, str]:
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     query = f"?{parts.query}" if parts.query else ""
     return parts.hostname, port, f"ws://{name}:{port}{parts.path.rstrip('/')}{path or '/'}{query}"
+
+
+def health_url(url: str) -> str:
+    """Return the address of a server's health check, for an HTTP client."""
+    parts = urlsplit(url)
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    return urlunsplit((scheme, parts.netloc, "/health", "", ""))
 
 
 def upgrade(sock: socket.socket, uri: str, headers: Mapping[str, str], deadline: float, url: str, hint: str) -> bytes:

@@ -12,6 +12,7 @@ import torch
 from agentgpt_remote.errors import AgentGPTError
 from agentgpt_remote.policy.server import serve_policy
 from agentgpt_remote.processes import read_payload, report_ready, watch_parent
+from agentgpt_remote.remote_errors import error_to_dict
 
 _THREADS = 4
 
@@ -25,7 +26,7 @@ def main() -> None:
     try:
         serve_policy(**settings, on_ready=lambda url: report_ready(url=url))
     except AgentGPTError as error:
-        report_ready(error=type(error).__name__, text=str(error))
+        report_ready(error=error_to_dict(error))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import safetensors.torch
 
 from agentgpt_remote._version import __version__
 from agentgpt_remote.errors import BundleError, ConfigError, UnsupportedSpace
+from agentgpt_remote.files import replacing
 from agentgpt_remote.policy.card import model_card
 from agentgpt_remote.policy.config import GPTConfig
 from agentgpt_remote.policy.model import PolicyModel
@@ -64,19 +64,15 @@ def save_bundle(path: str | Path, model: PolicyModel, *, provenance: Mapping[str
         "provenance": dict(provenance),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    _replace(folder / WEIGHTS_FILE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
-    _replace(folder / CARD_FILE, model_card(folder, config).encode())
-    # The configuration comes last: without it the folder is no bundle yet.
-    _replace(folder / CONFIG_FILE, json.dumps(config, indent=2, default=str).encode() + b"\n")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    contents = {
+        WEIGHTS_FILE: safetensors.torch.save(tensors, metadata={"format": "pt"}),
+        CARD_FILE: model_card(folder, config).encode(),
+        # The configuration comes last: without it the folder is no bundle yet.
+        CONFIG_FILE: json.dumps(config, indent=2, default=str).encode() + b"\n",
+    }
+    for name, data in contents.items():
+        with replacing(folder / name) as file:
+            file.write(data)
 
 
 def load_bundle(path: str | Path, *, device: str = "cpu") -> Bundle:

@@ -8,9 +8,9 @@ from typing import Self
 
 import msgspec
 
-from agentgpt_remote import errors
 from agentgpt_remote.policy.gpt_policy import GPTPolicy
 from agentgpt_remote.processes import ChildProcess
+from agentgpt_remote.remote_errors import error_from_dict
 from agentgpt_remote.serving import resolve_token
 
 
@@ -39,7 +39,7 @@ class LocalPolicyServer:
         failure = self._process.ready.get("error")
         if failure is not None:
             self._process.close()
-            raise getattr(errors, failure)(self._process.ready["text"])
+            raise error_from_dict(failure)
         self.url: str = self._process.ready["url"]
 
     def policy(self, *, deterministic: bool = True, seed: int | None = None) -> GPTPolicy:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, overload
 
+from agentgpt_remote.connection import DEFAULT_MAX_FRAME_BYTES
 from agentgpt_remote.errors import ConfigError, check_seconds
 from agentgpt_remote.server.app import host_app
 from agentgpt_remote.server.sessions import HostLimits
 from agentgpt_remote.server.sources import Source, resolve_source
-from agentgpt_remote.serving import DEFAULT_MAX_FRAME_BYTES, BackgroundServer, ServerOptions, resolve_token, run_app
+from agentgpt_remote.serving import BackgroundServer, ServerOptions, resolve_token, run_app
 
 
 @overload

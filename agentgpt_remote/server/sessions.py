@@ -13,6 +13,7 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
+from agentgpt_remote.connection import DEFAULT_MAX_FRAME_BYTES
 from agentgpt_remote.errors import (
     CapacityReached,
     ConfigError,
@@ -47,7 +48,7 @@ class HostLimits:
     max_sessions: int = 1024
     resume_window_s: float = 60.0
     step_timeout_s: float = 600.0
-    max_frame_bytes: int = 256 * 1024 * 1024
+    max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES
 
 
 class Session:

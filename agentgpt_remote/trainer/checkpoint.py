@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from agentgpt_remote.errors import TrainingFailed
+from agentgpt_remote.files import replacing
 
 FORMAT_VERSION = 1
 BEST_NAME = "best.pt"
@@ -78,17 +78,11 @@ class Checkpoints:
         return load_checkpoint(path) if path.exists() else None
 
     def _write(self, payload: dict[str, Any], path: Path) -> None:
-        temporary = path.with_suffix(".tmp")
         try:
-            with temporary.open("wb") as file:
+            with replacing(path) as file:
                 torch.save(payload, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
             self._sync_folder()
         except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):  # the disk may refuse this as well
-                temporary.unlink(missing_ok=True)
             raise TrainingFailed(
                 f"could not write the checkpoint {path}: {error}; earlier checkpoints are whole, "
                 "free some space and continue with --resume"

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 from gymnasium.vector import VectorEnv
@@ -17,6 +16,7 @@ from agentgpt_remote.errors import CapacityReached, ConfigError, ConnectionLost,
 from agentgpt_remote.policy.features import ObservationFeatures
 from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
 from agentgpt_remote.trainer.lanes import Lane, check_same_spaces
+from agentgpt_remote.upgrade import health_url
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 
@@ -205,11 +205,8 @@ def _free_envs(told: Mapping[str, Any], wanted: int) -> int:
 
 def _health(url: str) -> dict[str, Any]:
     """Return what a host tells of itself; nothing where it does not answer, which connecting explains better."""
-    parts = urlsplit(url)
-    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     try:
-        address = urlunsplit((scheme, parts.netloc, "/health", "", ""))
-        return dict(httpx.get(address, timeout=_HEALTH_TIMEOUT_S).raise_for_status().json())
+        return dict(httpx.get(health_url(url), timeout=_HEALTH_TIMEOUT_S).raise_for_status().json())
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
         logger.debug("url=%s health=%s", url, error)
         return {}

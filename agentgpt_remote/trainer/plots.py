@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from agentgpt_remote.files import replacing
 from agentgpt_remote.metrics import read_metrics
 
 
@@ -28,7 +29,6 @@ def write_learning_curve(run_dir: Path, title: str) -> Path | None:
     axes.set(xlabel="environment steps", ylabel="episode return (mean of the last 20)", title=title)
     axes.grid(alpha=0.3)
     path = run_dir / "learning_curve.png"
-    temporary = run_dir / "learning_curve.tmp"
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)
     return path

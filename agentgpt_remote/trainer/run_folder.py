@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from agentgpt_remote.errors import ConfigError, RunExists
+from agentgpt_remote.files import replacing
 
 CONFIG_NAME = "config.json"
 RESULT_NAME = "result.json"
@@ -47,13 +47,8 @@ def prepare_run_folder(run_dir: Path, *, resume: bool = False, force: bool = Fal
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file that is whole or absent, in a folder that is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2, default=str)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write(json.dumps(values, indent=2, default=str).encode() + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
