@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from agentgpt_remote import (
     RemoteVectorEnv,
     errors,
 )
+from tests.support import is_running, wait_until
 
 SMALL: dict[str, Any] = {"num_layers": 1, "d_model": 32, "max_steps": 600, "rollout_steps": 256, "num_envs": 4}
 
@@ -43,13 +42,6 @@ class Corridor(gym.Env[np.ndarray, int]):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self._steps += 1
         return np.full(1, self._steps / 10, np.float32), float(action == 1), self._steps == 10, False, {}
-
-
-def _wait_until(condition: Any, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def test_train_on_local_writes_a_run_and_a_policy(tmp_path: Path) -> None:
@@ -91,7 +83,7 @@ def test_train_on_local_learns_from_what_a_user_has(tmp_path: Path) -> None:
 def test_train_on_local_stops_with_a_usable_bundle_and_resumes(tmp_path: Path) -> None:
     fields = SMALL | {"env_id": "CartPole-v1", "max_steps": 1_000_000}
     run = AgentGPT.train_on_local(Hyperparameters(**fields), run_id="long", runs_dir=tmp_path)
-    _wait_until(lambda: run.status().env_steps >= 1000)
+    wait_until(lambda: run.status().env_steps >= 1000, 60.0)
     with pytest.raises(errors.RemoteTimeout, match="still trains"):
         run.wait(0.1)
     status = run.stop()
@@ -116,20 +108,12 @@ def test_training_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        _wait_until(lambda: (tmp_path / "orphan" / "metrics.jsonl").exists())
+        wait_until(lambda: (tmp_path / "orphan" / "metrics.jsonl").exists(), 60.0)
         parent.send_signal(signal.SIGKILL)
         parent.wait(10)
-    _wait_until(lambda: not _running(pid))
+    wait_until(lambda: not is_running(pid), 60.0)
     with GPTPolicy(tmp_path / "orphan" / "policy") as policy:
         assert policy(np.zeros(4, np.float32)) in (0, 1)
-
-
-def _running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_failed_training_raises_the_trainers_error(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agentgpt_remote.errors import ChildProcessFailed, RemoteTimeout
 from agentgpt_remote.processes import ChildProcess
+from tests.support import is_running, wait_until
 
 CHILD = """
 import os, sys, threading
@@ -28,26 +28,11 @@ gone.wait(60)
 """
 
 
-def _wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]
-
-
 def test_child_process_gets_its_payload_and_reports_ready() -> None:
     with ChildProcess.start(["-c", CHILD], b"hello", env={"OF_THE_CHILD": "x"}) as child:
         assert child.ready == {"payload": "hello", "pid": child.pid, "variable": "x"}
         assert child.poll() is None
-        _wait_until(lambda: "a line after" in child.log_tail())
+        wait_until(lambda: "a line after" in child.log_tail())
         assert "a line before" in child.log_tail()
     assert child.poll() is not None
 
@@ -70,7 +55,7 @@ def test_child_process_that_is_never_ready_is_ended() -> None:
     with pytest.raises(RemoteTimeout, match="not ready within") as late:
         ChildProcess.start(["-c", code], ready_timeout_s=1.0)
     pid = int(str(late.value).rpartition("pid ")[2].split()[0])
-    assert not _alive(pid)
+    assert not is_running(pid)
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
@@ -85,23 +70,23 @@ def test_child_process_ends_when_its_parent_is_killed(end: signal.Signals) -> No
     with subprocess.Popen([sys.executable, "-c", parent_code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        assert _alive(pid)
+        assert is_running(pid)
         parent.send_signal(end)
         parent.wait(10)
-        _wait_until(lambda: not _alive(pid))
+        wait_until(lambda: not is_running(pid))
 
 
 def test_child_process_ends_with_the_interpreter_that_forgot_it() -> None:
     code = f"from agentgpt_remote.processes import ChildProcess\nprint(ChildProcess.start(['-c', {CHILD!r}]).pid)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
-    _wait_until(lambda: not _alive(int(done.stdout)))
+    wait_until(lambda: not is_running(int(done.stdout)))
 
 
 def test_child_process_is_ready_after_a_line_that_something_else_left_unfinished() -> None:
     code = CHILD.replace('"a line before"', "'agentgpt-ready {', 'half a line', sep=chr(10), end=''")
     with ChildProcess.start(["-c", code], b"hello", ready_timeout_s=10.0) as child:
         assert child.ready["payload"] == "hello"
-        _wait_until(lambda: "half a line" in child.log_tail())
+        wait_until(lambda: "half a line" in child.log_tail())
 
 
 def test_child_process_ends_though_what_it_started_keeps_its_output_open() -> None:
@@ -111,12 +96,12 @@ def test_child_process_ends_though_what_it_started_keeps_its_output_open() -> No
     before = time.monotonic()
     child.close()
     assert time.monotonic() - before < 10.0
-    assert _alive(child.ready["pid"])
+    assert is_running(child.ready["pid"])
     os.kill(child.ready["pid"], signal.SIGKILL)
 
 
 def test_child_process_has_an_empty_standard_input_once_it_watches_its_parent() -> None:
     code = CHILD.replace('print("a line after")', 'print("read", repr(sys.stdin.read()))')
     with ChildProcess.start(["-c", code]) as child:
-        _wait_until(lambda: "read ''" in child.log_tail())
+        wait_until(lambda: "read ''" in child.log_tail())
         assert child.poll() is None

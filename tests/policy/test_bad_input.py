@@ -21,6 +21,7 @@ from agentgpt_remote.policy.bundle import load_bundle
 from agentgpt_remote.policy.gpt_policy import GPTPolicy
 from agentgpt_remote.policy.local_server import LocalPolicyServer
 from agentgpt_remote.policy.observations import batch_observations
+from tests.support import is_running
 
 ROWS = np.zeros((2, 4), np.float32)
 
@@ -124,15 +125,7 @@ def test_policy_server_ends_with_a_parent_that_was_killed(bundles: dict[str, Pat
         pid = int(parent.stdout.readline())
         parent.kill()
     deadline = time.monotonic() + 20
-    while _alive(pid):
+    while is_running(pid):
         assert time.monotonic() < deadline, f"policy server {pid} outlived its parent"
         time.sleep(0.05)
-    assert not _alive(pid)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    assert not is_running(pid)

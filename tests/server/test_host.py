@@ -6,7 +6,6 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -30,20 +29,14 @@ from agentgpt_remote.server import serve
 from agentgpt_remote.serving import BackgroundServer
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
-from tests.server.conftest import ServeFunction
+from tests.conftest import ServeFunction
+from tests.support import wait_until
 from tests.wrappers.odd_envs import CountingEnv, SlowEnv, StuckEnv
 
 
 def _health(server: BackgroundServer) -> dict[str, Any]:
     fields: dict[str, Any] = httpx.get(server.url.replace("ws://", "http://") + "/health").json()
     return fields
-
-
-def _wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
 
 
 def test_health_tells_what_is_served(serve_here: ServeFunction) -> None:
@@ -114,7 +107,7 @@ def test_many_sessions_step_at_once(serve_here: ServeFunction) -> None:
         thread.join(30)
     assert sorted(map(len, results)) == [100 + n for n in range(8)]
     assert all(result == [float(i + 1) for i in range(len(result))] for result in results)
-    _wait_until(lambda: _health(server)["sessions"] == 0)
+    wait_until(lambda: _health(server)["sessions"] == 0)
 
 
 def _open(server: BackgroundServer) -> WebSocketConnection:

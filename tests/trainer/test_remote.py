@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from agentgpt_remote.trainer.loop import train
 from agentgpt_remote.trainer.reporting import Progress
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
+from tests.support import is_running, wait_until
 
 SMALL: dict[str, Any] = {
     "use_tensorboard": False,
@@ -37,13 +37,6 @@ SMALL: dict[str, Any] = {
     "chunk_steps": 16,
     "num_envs": 8,
 }
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
-        time.sleep(0.02)
 
 
 def start_trainer(run_dir: Path, **values: Any) -> ChildProcess:
@@ -59,13 +52,6 @@ def steps_of(run_dir: Path) -> list[int]:
 
 def children_of(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_cartpole_learns_over_a_socket_and_its_bundle_acts(tmp_path: Path) -> None:
@@ -88,13 +74,13 @@ def test_killed_trainer_resumes_from_its_last_checkpoint_in_one_piece(tmp_path: 
     run_dir = tmp_path / "run"
     child = start_trainer(run_dir, max_steps=10**6, checkpoint_interval_s=0.2)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=3)
-    wait_until(lambda: len(checkpoints.paths()) >= 3, "three checkpoints")
+    wait_until(lambda: len(checkpoints.paths()) >= 3, 90.0, "three checkpoints")
     hosts = children_of(child.pid)
     assert len(hosts) == 1
     os.kill(child.pid, signal.SIGKILL)
     child.wait(10.0)
     child.close()
-    wait_until(lambda: not any(map(is_running, hosts)), "end of the orphaned host")
+    wait_until(lambda: not any(map(is_running, hosts)), 90.0, "end of the orphaned host")
     state = checkpoints.load_last()
     assert state is not None
     saved = state["env_steps"]
@@ -116,7 +102,7 @@ def test_killed_trainer_resumes_from_its_last_checkpoint_in_one_piece(tmp_path: 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_with_checkpoint_and_bundle(tmp_path: Path, number: signal.Signals) -> None:
     with start_trainer(tmp_path, max_steps=10**6) as child:
-        wait_until(lambda: len(steps_of(tmp_path)) >= 3, "third update")
+        wait_until(lambda: len(steps_of(tmp_path)) >= 3, 90.0, "third update")
         os.kill(child.pid, number)
         assert child.wait(30.0) == 0, child.log_tail()
     result = json.loads((tmp_path / "result.json").read_text())
@@ -157,7 +143,7 @@ def test_killed_trainer_resumes_on_a_host_that_is_full_of_its_sessions(tmp_path:
     with serve("CartPole-v1", port=0, num_envs=8, resume_window_s=3.0, block=False) as host:
         values = {"env_id": None, "env_hosts": {"host": EnvHost(env_endpoint=host.url)}, "max_steps": 10**6}
         with start_trainer(tmp_path / "run", **values) as process:
-            wait_until(lambda: len(steps_of(tmp_path / "run")) >= 3, "metrics")
+            wait_until(lambda: len(steps_of(tmp_path / "run")) >= 3, 90.0, "metrics")
             os.kill(process.pid, signal.SIGKILL)
             process.wait(10)
         resumed = Hyperparameters(**{**SMALL, **values, "max_steps": 3000, "resume_training": True})

@@ -11,9 +11,9 @@ from gymnasium.vector import SyncVectorEnv
 
 from agentgpt_remote.errors import ConnectionLost
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
+from tests.conftest import ServeFunction
 from tests.wire.equality import exactly_equal
 from tests.wrappers.bad_network import cutting_proxy
-from tests.wrappers.conftest import ServeFunction
 from tests.wrappers.odd_envs import TangledEnv
 
 CLIENTS, SECONDS, STEPS = 8, 30.0, 200

@@ -13,7 +13,7 @@ from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import agentgpt_remote.registration
-from tests.wrappers.conftest import ServeFunction
+from tests.conftest import ServeFunction
 from tests.wrappers.env_ids import ids_of
 
 agentgpt_remote.registration.install()

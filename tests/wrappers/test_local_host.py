@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from agentgpt_remote.wrappers.launcher import EnvLauncher
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
+from tests.support import is_running, wait_until
 from tests.wrappers.odd_envs import CountingEnv
 
 CLIENT = """
@@ -30,20 +28,6 @@ env.reset()
 print(env._session.host.pid, flush=True)
 sys.stdin.read()
 """
-
-
-def _wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
-def _alive(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-        os.kill(pid, 0)
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]
-    return False
 
 
 def test_local_host_serves_several_sessions_and_ends() -> None:
@@ -82,13 +66,13 @@ def test_host_ends_with_its_client_however_it_ends(end: signal.Signals | None) -
         assert client.stdout is not None
         assert client.stdin is not None
         host = int(client.stdout.readline())
-        assert _alive(host)
+        assert is_running(host)
         if end is None:
             client.stdin.close()
         else:
             client.send_signal(end)
         client.wait(15)
-        _wait_until(lambda: not _alive(host))
+        wait_until(lambda: not is_running(host))
 
 
 def test_interrupt_in_the_terminal_leaves_the_host_to_its_client() -> None:
@@ -143,7 +127,7 @@ def test_host_that_was_killed_is_connection_lost() -> None:
         env = RemoteEnv(url=host.url, token=host.token, resume_window_s=0.3)
         env.reset()
         os.kill(host.pid, signal.SIGKILL)
-        _wait_until(lambda: not host.running)
+        wait_until(lambda: not host.running)
         with pytest.raises(ConnectionLost, match="not back within"):
             env.step(0)
         env.close()

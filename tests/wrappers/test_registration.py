@@ -19,7 +19,7 @@ from agentgpt_remote.errors import AuthError, ConfigError, NotSendable, RemoteEn
 from agentgpt_remote.registration import install, remote_spec
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
-from tests.wrappers.conftest import ServeFunction
+from tests.conftest import ServeFunction
 from tests.wrappers.odd_envs import CountingEnv, FragileEnv, OddSpaceEnv, OwnVectorEnv
 
 install()

@@ -28,7 +28,7 @@ from agentgpt_remote.errors import (
 )
 from agentgpt_remote.server.serve import serve
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
-from tests.wrappers.conftest import ServeFunction
+from tests.conftest import ServeFunction
 from tests.wrappers.odd_envs import (
     CountingEnv,
     FragileEnv,

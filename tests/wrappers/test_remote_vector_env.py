@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from agentgpt_remote.errors import CapacityReached, ConfigError, InvalidAction, RemoteEnvError, RemoteTimeout
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_ready
-from tests.wrappers.conftest import ServeFunction
+from tests.conftest import ServeFunction
 from tests.wrappers.odd_envs import CountingEnv, FragileEnv, OwnVectorEnv, SlowEnv
 
 

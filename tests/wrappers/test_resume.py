@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 
 import httpx
 import numpy as np
@@ -16,17 +15,11 @@ from agentgpt_remote.errors import ConnectionLost
 from agentgpt_remote.handshake import Refused, Resume, decode_from_host, encode_handshake
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_ready
+from tests.conftest import ServeFunction
+from tests.support import wait_until
 from tests.wire.equality import exactly_equal
 from tests.wrappers.bad_network import cutting_proxy
-from tests.wrappers.conftest import ServeFunction
 from tests.wrappers.odd_envs import CountingEnv, LargeEnv, SlowEnv, TangledEnv
-
-
-def _wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
 
 
 def _health(url: str) -> dict[str, int]:
@@ -119,7 +112,7 @@ def test_session_of_a_client_that_is_gone_is_reaped_and_cannot_be_resumed(serve_
         env.reset()
         assert _health(server.url)["sessions"] == 1
         proxy.cut_all()
-        _wait_until(lambda: _health(server.url)["sessions"] == 0)
+        wait_until(lambda: _health(server.url)["sessions"] == 0)
         with pytest.raises(ConnectionLost, match="lost for longer than"):
             env.step(0)
         env.close()
@@ -131,7 +124,7 @@ def test_closed_session_frees_its_env_at_once(serve_here: ServeFunction) -> None
     server = serve_here(CountingEnv)
     with RemoteEnv(url=server.url):
         assert _health(server.url)["envs"] == 1
-    _wait_until(lambda: _health(server.url)["envs"] == 0)
+    wait_until(lambda: _health(server.url)["envs"] == 0)
 
 
 @pytest.mark.parametrize("secret", ["", "wrong"])

@@ -11,8 +11,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
+from tests.conftest import ServeFunction
 from tests.wire.equality import exactly_equal
-from tests.wrappers.conftest import ServeFunction
 from tests.wrappers.env_ids import ids_of
 from tests.wrappers.odd_envs import CountingEnv, TangledEnv
 

@@ -1,4 +1,4 @@
-"""Hosts for the tests of the server: real servers, in threads of this process."""
+"""Hosts for the tests: real servers, in threads of this process."""
 
 from __future__ import annotations
 
