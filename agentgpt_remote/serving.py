@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
+from agentgpt_remote.channel import CONNECTION
 from agentgpt_remote.connection import DEFAULT_MAX_FRAME_BYTES
 from agentgpt_remote.errors import AgentGPTError, AuthError, ConfigError, PortInUse, RemoteTimeout
 
@@ -233,8 +234,15 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
 
 def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], None]) -> uvicorn.Server:
     import uvicorn
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
     logging.getLogger("uvicorn.error").addFilter(_is_worth_logging)
+
+    class Connection(WebSocketsSansIOProtocol):
+        """A WebSocket that an application may take over; see ``channel.py``."""
+
+        def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], **kwargs: Any) -> None:
+            super().__init__(config, server_state, {**app_state, CONNECTION: self}, **kwargs)
 
     class Server(uvicorn.Server):
         """A server that says when it accepts connections."""
@@ -249,7 +257,7 @@ def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], 
             TokenAuth(app, options.token),
             loop="uvloop" if importlib.util.find_spec("uvloop") else "asyncio",
             http="h11",
-            ws="websockets-sansio",
+            ws=Connection,
             ws_max_size=options.max_frame_bytes,
             ws_per_message_deflate=False,
             ws_ping_interval=None,  # a client that computes for a minute answers no ping; keepalive finds dead peers

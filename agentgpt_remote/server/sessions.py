@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from agentgpt_remote.errors import (
 )
 from agentgpt_remote.handshake import Limits, Open, Opened, Resume, Resumed, versions
 from agentgpt_remote.packing import unpack_value
-from agentgpt_remote.protocol import Arrival, Envelope, HostSession, Kind, join_message, parse_envelope
+from agentgpt_remote.protocol import Arrival, Buffer, Envelope, HostSession, Kind, join_message, parse_envelope
 from agentgpt_remote.server.hosted import HostedEnv, failure
 from agentgpt_remote.server.runner import Pace, SessionThread, timed
 from agentgpt_remote.server.sources import EnvRequest, EnvSource
@@ -73,7 +72,7 @@ class Session:
         self._paces: dict[int, Pace] = {}
         if not env.may_render:  # what renders is often bound to the thread that made it
             self._paces = {Kind.RESET: Pace(), Kind.STEP: Pace()}
-        self.detach: Callable[[], Awaitable[None]] | None = None
+        self.detach: Callable[[], None] | None = None
 
     def opened(self) -> Opened:
         """Return the answer to the handshake that made the session."""
@@ -86,7 +85,7 @@ class Session:
         """Return the answer to a handshake that resumes the session."""
         return Resumed(versions=versions(), executed=self._numbering.executed)
 
-    def handle(self, data: bytes) -> bytes | asyncio.Future[bytes]:
+    def handle(self, data: Buffer) -> bytes | asyncio.Future[bytes]:
         """Take a request: execute it, or find the kept reply where it was executed before.
 
         Returns:
@@ -259,7 +258,7 @@ class SessionTable:
         self._reserved_sessions -= 1
         self._reserved_envs -= envs
 
-    async def resume(self, message: Resume) -> Session:
+    def resume(self, message: Resume) -> Session:
         """Return the session that a client lost its connection to.
 
         Raises:
@@ -274,7 +273,7 @@ class SessionTable:
         self._keep(session)
         detach, session.detach = session.detach, None
         if detach is not None:
-            await detach()
+            detach()
         _logger.info("session resumed session=%s", session.session_id)
         return session
 
@@ -328,9 +327,3 @@ class SessionTable:
             "lost_envs": sum(self._sessions[session_id].num_envs for session_id in self._reapers),
             "resume_window_s": self.limits.resume_window_s,
         }
-
-
-async def quietly(action: Awaitable[object]) -> None:
-    """Await something whose failure only means that the peer has gone."""
-    with contextlib.suppress(Exception):
-        await action

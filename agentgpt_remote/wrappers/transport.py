@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentgpt_remote.connection import DEFAULT_CONNECT_TIMEOUT_S, Message, WebSocketConnection
+from agentgpt_remote.connection import DEFAULT_CONNECT_TIMEOUT_S, WebSocketConnection
 from agentgpt_remote.errors import (
     AgentGPTError,
     ConnectionLost,
@@ -19,6 +19,7 @@ from agentgpt_remote.errors import (
     RemoteTimeout,
     check_seconds,
 )
+from agentgpt_remote.frames import Message
 from agentgpt_remote.handshake import (
     FromHost,
     Open,

@@ -1,0 +1,262 @@
+"""An accepted WebSocket as a channel of binary messages, handled as they arrive on the event loop.
+
+A server's own way (a task that awaits a queue) costs more than a small step of an environment takes. Here a
+message that can be answered at once is answered from within the event loop's read, and a large one is received
+straight into its own memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from agentgpt_remote.errors import ConnectionLost, ProtocolError, RemoteTimeout
+from agentgpt_remote.frames import (
+    BINARY,
+    CLOSE,
+    MESSAGE_TOO_BIG,
+    PING,
+    PONG,
+    PROTOCOL_ERROR,
+    Buffer,
+    FrameReader,
+    FrameTooLarge,
+    Message,
+    frame_header,
+)
+
+NORMAL: Final = 1000
+_JOIN_BELOW_BYTES = 16_384
+_LINGER_S = 2.0
+_DISCARD_BYTES = 65536
+
+Handler = Callable[[Message], "bytes | asyncio.Future[bytes]"]
+
+
+class Channel(asyncio.BufferedProtocol):
+    """Binary messages over an accepted WebSocket.
+
+    Args:
+        transport: the connection, after the opening handshake.
+        peer: what the client is called in errors.
+        max_frame_bytes: largest message accepted, in bytes.
+        on_lost: called when the connection is gone.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        peer: str,
+        max_frame_bytes: int,
+        on_lost: Callable[[Exception | None], None],
+    ) -> None:
+        self._transport = transport
+        self._reader = FrameReader(peer, max_frame_bytes, self._control, from_client=True)
+        self._loop = asyncio.get_running_loop()
+        self._on_lost = on_lost
+        self._lost: asyncio.Future[None] = self._loop.create_future()
+        self._awaited: asyncio.Future[Message] | None = None
+        self._handle: Handler | None = None
+        self._ended: Callable[[], bool] = bool
+        self._reply: asyncio.Future[bytes] | None = None
+        self._writable = True
+        self._closing = False
+        self._poll = BusyPoll(self._loop)
+        transport.pause_reading()
+        transport.set_protocol(self)
+        transport.resume_reading()
+
+    async def receive(self, timeout_s: float) -> Message:
+        """Return the next message, before :meth:`serve` is called.
+
+        Raises:
+            RemoteTimeout: none arrived in time.
+            ConnectionLost: the client has gone.
+        """
+        self._awaited = self._loop.create_future()
+        self._go_on()
+        try:
+            return await asyncio.wait_for(self._awaited, timeout_s)
+        except TimeoutError as error:
+            raise RemoteTimeout(f"no message within {timeout_s:g} s") from error
+        finally:
+            self._awaited = None
+
+    async def serve(self, handle: Handler, ended: Callable[[], bool]) -> None:
+        """Answer each message until the connection is gone.
+
+        Args:
+            handle: returns the reply to a message, or the future of it; no other message is handled before that.
+                A ``ProtocolError`` closes the connection.
+            ended: tells, after a reply, whether it was the last.
+        """
+        self._handle, self._ended = handle, ended
+        self._go_on()
+        await asyncio.shield(self._lost)
+        if self._reply is not None:  # it is kept for the client that resumes
+            await asyncio.wait([self._reply])
+
+    def send(self, data: Buffer) -> None:
+        """Send one message; it is dropped where the connection is gone."""
+        self._send_frame(BINARY, data)
+
+    def _send_frame(self, opcode: int, data: Buffer) -> None:
+        if self._transport.is_closing():
+            return
+        header = frame_header(opcode, len(data))
+        if len(data) < _JOIN_BELOW_BYTES:
+            self._transport.write(header + data)
+        else:
+            self._transport.writelines((header, data))
+
+    def close(self, code: int = NORMAL, reason: str = "") -> None:
+        """Say why, and close the connection once the client has; a second call does nothing.
+
+        Closing it at once would reset it where the client has sent more, and what was said here would be lost.
+        """
+        if self._closing:
+            return
+        self._closing = True
+        self._send_frame(CLOSE, code.to_bytes(2, "big") + reason.encode()[:120].decode("utf-8", "ignore").encode())
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._loop.call_later(_LINGER_S, self._transport.close)
+
+    def get_buffer(self, _: int) -> memoryview | bytearray:
+        """Return where the event loop is to receive."""
+        return bytearray(_DISCARD_BYTES) if self._closing else self._reader.target()
+
+    def buffer_updated(self, count: int) -> None:
+        """Take note of what was received."""
+        if not self._closing:
+            self._reader.filled(count)
+            self._pump()
+
+    def pause_writing(self) -> None:
+        """Stop handling messages: the client does not take the replies."""
+        self._writable = False
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._writable = True
+        self._go_on()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Wake who waits for a message or for the end."""
+        self._closing = True
+        self._on_lost(error)
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_exception(ConnectionLost("the client closed the connection"))
+        if not self._lost.done():
+            self._lost.set_result(None)
+
+    def _pump(self) -> None:
+        """Handle the messages that are whole."""
+        try:
+            while self._writable and self._reply is None and not self._closing:
+                if self._handle is None and (self._awaited is None or self._awaited.done()):
+                    break
+                message = self._reader.next_message()
+                if message is None:
+                    return
+                if self._handle is None:
+                    self._awaited.set_result(message)  # type: ignore[union-attr]
+                else:
+                    self._answer(self._handle, message)
+        except FrameTooLarge as error:
+            self.close(MESSAGE_TOO_BIG, str(error))
+        except ProtocolError as error:
+            self.close(PROTOCOL_ERROR, str(error))
+        if not self._closing:
+            self._transport.pause_reading()
+
+    def _answer(self, handle: Handler, message: Message) -> None:
+        arrived = time.perf_counter()
+        reply = handle(message)
+        if type(reply) is bytes:
+            self._deliver(reply)
+            self._poll.replied(arrived)
+        else:
+            self._reply = reply  # type: ignore[assignment]
+            self._reply.add_done_callback(self._on_reply)  # type: ignore[union-attr]
+
+    def _deliver(self, reply: bytes) -> None:
+        self._send_frame(BINARY, reply)
+        if self._ended():
+            self.close()
+
+    def _on_reply(self, reply: asyncio.Future[bytes]) -> None:
+        self._reply = None
+        error = asyncio.CancelledError() if reply.cancelled() else reply.exception()
+        if error is not None:
+            self.close(PROTOCOL_ERROR, str(error))
+            return
+        self._deliver(reply.result())
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._writable and self._reply is None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._pump()
+
+    def _control(self, opcode: int, payload: Message) -> None:
+        if opcode == PING:
+            self._send_frame(PONG, payload)
+        elif opcode == CLOSE:
+            self._send_frame(CLOSE, payload[:2])
+            self._closing = True
+            self._transport.close()
+
+
+class BusyPoll:
+    """Keeps an event loop awake for a moment after a reply, where the next message is likely to come within it.
+
+    Waking an idle processor takes longer than a small step. A client that takes its time costs next to nothing:
+    polling in vain is not tried again for a while.
+    """
+
+    WINDOW_S: Final = 100e-6
+    _WAKING_S: Final = 100e-6  # how much later a message is seen by a loop that sleeps
+    _SKIP_AFTER_MISS: Final = 64
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._replied_at = self._until = 0.0
+        self._polled = self._running = False
+        self._skip = 0
+
+    def replied(self, arrived: float) -> None:
+        """Take note that the message that arrived at that time was answered now (``time.perf_counter``)."""
+        gap = arrived - self._replied_at
+        self._replied_at = now = time.perf_counter()
+        if self._polled and gap > self.WINDOW_S:
+            self._skip = self._SKIP_AFTER_MISS
+        self._polled = self._skip == 0 and gap < self.WINDOW_S + self._WAKING_S
+        self._skip = max(0, self._skip - 1)
+        if self._polled:
+            self._until = now + self.WINDOW_S
+            if not self._running:
+                self._running = True
+                self._loop.call_soon(self._poll)
+
+    def _poll(self) -> None:
+        self._running = time.perf_counter() < self._until
+        if self._running:
+            self._loop.call_soon(self._poll)
+
+
+def channel_of(scope: Any, max_frame_bytes: int) -> Channel:
+    """Take over the connection of a WebSocket that was just accepted; the server sees nothing of it from here on.
+
+    Args:
+        scope: of the ASGI connection, from a server that ``serving`` started.
+        max_frame_bytes: largest message accepted, in bytes.
+    """
+    connection = scope["state"][CONNECTION]
+    return Channel(connection.transport, "the client", max_frame_bytes, connection.connection_lost)
+
+
+CONNECTION: Final = "agentgpt.connection"
