@@ -100,7 +100,8 @@ def upgrade(sock: socket.socket, uri: str, headers: Mapping[str, str], deadline:
         return leftover
     if response is not None:
         raise _refused(response, url)
-    if received:
+    cut_short = b"HTTP/".startswith(received[:5]) and b"\r\n\r\n" not in received
+    if not cut_short:
         raise ProtocolMismatch(f"{url} is not an agentgpt server: {protocol.handshake_exc}")
     raise HostUnreachable(f"{url} closed the connection during the handshake: {hint}")
 
