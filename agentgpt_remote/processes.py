@@ -170,6 +170,11 @@ class ChildProcess:
         if self.poll() is None:
             self._process.terminate()
 
+    def kill(self) -> None:
+        """End the process at once (SIGKILL), and wait until it has."""
+        self._process.kill()
+        self._process.wait(10.0)
+
     def close(self, timeout_s: float = 10.0) -> None:
         """End the process and wait for it; a second call does nothing.
 

@@ -18,6 +18,10 @@ def register(app: typer.Typer) -> None:
 def serve(
     source: Annotated[str, typer.Argument(help="`CartPole-v1`, `package.module:Name-v0` or `package.module:factory`.")],
     num_envs: Annotated[int, typer.Option(min=1, help="How many environments this host offers in all.")] = 64,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that run the environments; 0: the host's own. Measured by default."),
+    ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     token: Token = None,
@@ -30,4 +34,6 @@ def serve(
         print(f"serving {source} at {url} ({num_envs} envs, {guarded}); Ctrl-C ends it", flush=True)
 
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
-        agentgpt_remote.serve(source, num_envs=num_envs, host=host, port=port, token=token, on_ready=announce)
+        agentgpt_remote.serve(
+            source, num_envs=num_envs, workers=workers, host=host, port=port, token=token, on_ready=announce
+        )

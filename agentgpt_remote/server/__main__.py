@@ -41,6 +41,7 @@ def main() -> int:
         serve(
             cloudpickle.loads(source) if isinstance(source, bytes) else source,
             num_envs=payload["num_envs"],
+            workers=payload["workers"],
             port=0,
             token=payload["token"],
             on_ready=lambda url: report_ready(url=url),

@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from agentgpt_remote.errors import ConfigError, InvalidAction, ProtocolError, RemoteEnvError
+from agentgpt_remote.errors import AgentGPTError, ConfigError, InvalidAction, ProtocolError, RemoteEnvError
 from agentgpt_remote.handshake import Limits, Opened, versions
 from agentgpt_remote.packing import pack_info, pack_value, unpack_value
 from agentgpt_remote.protocol import Envelope, Kind, join_message
 from agentgpt_remote.remote_errors import error_to_dict
-from agentgpt_remote.server.sources import EnvRequest, EnvSource
+from agentgpt_remote.server.sources import EnvRequest
 from agentgpt_remote.spaces import space_to_dict
 from agentgpt_remote.steps import Payload, make_codec
+from agentgpt_remote.wrappers.remote_base import RemoteBase
 
 
 class HostedEnv:
     """The environment of a session, or its vector of them.
 
     Args:
-        source: makes it.
+        make: makes what is asked for; may place it in another process.
         request: what the client asked for.
-        num_envs: number of environments, ``None`` for a single env.
 
     Raises:
         UnsupportedSpace: one of its spaces can't be sent.
         ConfigError: the source can't make what was asked for.
     """
 
-    def __init__(self, source: EnvSource, request: EnvRequest, num_envs: int | None) -> None:
-        self.num_envs = num_envs
+    def __init__(self, make: Callable[[EnvRequest], Any], request: EnvRequest) -> None:
+        self.num_envs = num_envs = request.num_envs
         self._closed = False
-        self._env: Any = source.make_env(request) if num_envs is None else source.make_vector(request, num_envs)
+        self._env: Any = make(request)
         try:
             self._observation_space, self._action_space = self._spaces()
             self._described = self._describe()
@@ -53,9 +54,14 @@ class HostedEnv:
         }
 
     @property
-    def may_render(self) -> bool:
-        """Whether the environment renders, and may be bound to the thread that made it."""
-        return self._env.render_mode is not None
+    def may_run_inline(self) -> bool:
+        """Whether its requests may run on the event loop: not what renders and may be bound to its thread."""
+        return self._env.render_mode is None and not self.in_workers
+
+    @property
+    def in_workers(self) -> bool:
+        """Whether it runs in worker processes, which a request waits for."""
+        return isinstance(self._env, RemoteBase)
 
     def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         if isinstance(self._env, VectorEnv):
@@ -72,19 +78,27 @@ class HostedEnv:
             described["batched_action_space"] = space_to_dict(self._env.action_space, "action")
         return described
 
-    def _spec(self) -> EnvSpec | None:
-        """Return the specification of the environment, or of the first of a vector."""
+    def _spec(self) -> dict[str, Any] | None:
+        """Return what is told of the specification of the environment, or of the first of a vector."""
+        if isinstance(self._env, RemoteBase):
+            return self._env.told_spec
         members = getattr(self._env, "envs", None)
         described = members[0] if self._env.spec is None and members else self._env
         spec: EnvSpec | None = described.spec
-        return spec
+        if spec is None:
+            return None
+        return {
+            "id": spec.id,
+            "reward_threshold": spec.reward_threshold,
+            "nondeterministic": spec.nondeterministic,
+            "max_episode_steps": spec.max_episode_steps,
+        }
 
     def opened(self, session_id: str, secret: str, limits: Limits) -> Opened:
         """Return the handshake's answer."""
         metadata = dict(self._env.metadata)
         if isinstance(metadata.get("autoreset_mode"), AutoresetMode):
             metadata["autoreset_mode"] = metadata["autoreset_mode"].value
-        spec = self._spec()
         return Opened(
             versions=versions(),
             session_id=session_id,
@@ -92,14 +106,7 @@ class HostedEnv:
             num_envs=self.num_envs,
             metadata=pack_info(metadata)[0],
             render_mode=self._env.render_mode,
-            spec=None
-            if spec is None
-            else {
-                "id": spec.id,
-                "reward_threshold": spec.reward_threshold,
-                "nondeterministic": spec.nondeterministic,
-                "max_episode_steps": spec.max_episode_steps,
-            },
+            spec=self._spec(),
             limits=limits,
             **self._described,
         )
@@ -137,6 +144,8 @@ class HostedEnv:
 
     def _explain(self, actions: Any, error: Exception) -> None:
         """Say that the action was outside its space, where that is why the environment raised."""
+        if isinstance(error, AgentGPTError):  # a worker has explained it
+            return
         space = self._env.action_space
         try:
             valid = space.contains(actions)
@@ -157,8 +166,8 @@ class HostedEnv:
         operation, name, args, kwargs = _unpack(envelope, 4)
         if not isinstance(name, str) or name.startswith("_"):
             raise ConfigError(f"can't reach {name!r} of the environment: only public names are open to clients")
-        if isinstance(self._env, VectorEnv):
-            result = self._call_vector(operation, name, args, kwargs)
+        if isinstance(self._env, (VectorEnv, RemoteBase)):
+            result = self._call_method(operation, name, args, kwargs)
         elif operation == "set":
             result = self._env.set_wrapper_attr(name, args[0])
         else:
@@ -166,7 +175,7 @@ class HostedEnv:
             result = found(*args, **kwargs) if operation == "call" and callable(found) else found
         return [], 0, pack_value(result)
 
-    def _call_vector(self, operation: str, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _call_method(self, operation: str, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         method = getattr(self._env, {"call": "call", "get": "get_attr", "set": "set_attr"}[operation], None)
         if method is not None:
             return method(name, *args, **kwargs)

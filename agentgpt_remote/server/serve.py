@@ -18,6 +18,7 @@ def serve(
     source: Source,
     *,
     num_envs: int | None = ...,
+    workers: int | None = ...,
     host: str = ...,
     port: int = ...,
     token: str | None = ...,
@@ -35,6 +36,7 @@ def serve(
     source: Source,
     *,
     num_envs: int | None = ...,
+    workers: int | None = ...,
     host: str = ...,
     port: int = ...,
     token: str | None = ...,
@@ -51,6 +53,7 @@ def serve(
     source: Source,
     *,
     num_envs: int | None = None,
+    workers: int | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str | None = None,
@@ -68,6 +71,8 @@ def serve(
             an environment, or an environment (one session at a time).
         num_envs: environments that the host offers in all; ``None`` for no limit. A vector client that does not
             say how many it wants gets as many.
+        workers: processes that run the environments; 0 for this one, ``None`` for as many as environments that were
+            measured to be slow need. One that dies or hangs truncates its environments only, and is started again.
         host: address to listen on; anything but loopback needs a token.
         port: TCP port; 0 takes a free one.
         token: secret that clients must present; ``AGENTGPT_TOKEN`` by default.
@@ -90,6 +95,8 @@ def serve(
     for name, value in (("num_envs", num_envs), ("max_sessions", max_sessions), ("max_frame_bytes", max_frame_bytes)):
         if value is not None and (type(value) is not int or value < 1):
             raise ConfigError(f"{name}={value!r} is out of range: expected an integer of at least 1")
+    if workers is not None and (type(workers) is not int or workers < 0):
+        raise ConfigError(f"workers={workers!r} is out of range: expected None or an integer of at least 0")
     check_seconds("resume_window_s", resume_window_s, zero=True)
     check_seconds("step_timeout_s", step_timeout_s)
     limits = HostLimits(
@@ -98,6 +105,7 @@ def serve(
         resume_window_s=resume_window_s,
         step_timeout_s=step_timeout_s,
         max_frame_bytes=max_frame_bytes,
+        workers=workers,
     )
     app = host_app(resolve_source(source), limits)
     options = ServerOptions(host=host, port=port, token=resolve_token(token), max_frame_bytes=max_frame_bytes)

@@ -26,9 +26,11 @@ from agentgpt_remote.protocol import Arrival, Buffer, Envelope, HostSession, Kin
 from agentgpt_remote.server.hosted import HostedEnv, failure
 from agentgpt_remote.server.runner import Pace, SessionThread, timed
 from agentgpt_remote.server.sources import EnvRequest, EnvSource
+from agentgpt_remote.server.workers import WorkerPool
 
 _logger = logging.getLogger("agentgpt_remote.server")
 _CLOSE_TIMEOUT_S = 8.0
+_WORKER_START_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class HostLimits:
         resume_window_s: how long a session waits for its client after a dropped connection, in seconds.
         step_timeout_s: how long one request may take an environment before its session is given up, in seconds.
         max_frame_bytes: largest message, in bytes.
+        workers: processes that run the environments; 0 for the host's own, ``None`` for as many as slow ones need.
     """
 
     num_envs: int | None = None
@@ -48,6 +51,7 @@ class HostLimits:
     resume_window_s: float = 60.0
     step_timeout_s: float = 600.0
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES
+    workers: int | None = None
 
 
 class Session:
@@ -67,10 +71,12 @@ class Session:
         self._env = env
         self._thread = thread
         self._limits = limits
+        # A worker that hangs is ended at the limit itself; this one then only waits for another to start.
+        self._timeout_s = limits.step_timeout_s + (_WORKER_START_S if env.in_workers else 0.0)
         self._numbering = HostSession()
         self._executing: asyncio.Future[bytes] | None = None
         self._paces: dict[int, Pace] = {}
-        if not env.may_render:  # what renders is often bound to the thread that made it
+        if env.may_run_inline:
             self._paces = {Kind.RESET: Pace(), Kind.STEP: Pace()}
         self.detach: Callable[[], None] | None = None
 
@@ -112,9 +118,9 @@ class Session:
     async def _execute_in_thread(self, envelope: Envelope, pace: Pace | None) -> bytes:
         job = self._thread.run(timed, self._env.execute, envelope)
         try:
-            reply, seconds = await asyncio.wait_for(job, self._limits.step_timeout_s)
+            reply, seconds = await asyncio.wait_for(job, self._timeout_s)
         except TimeoutError:
-            reply, seconds = self._give_up(envelope), self._limits.step_timeout_s
+            reply, seconds = self._give_up(envelope), self._timeout_s
         if pace is not None:
             pace.record(seconds)
         return self._numbering.answer(envelope.sequence, self._checked(envelope, reply))
@@ -169,6 +175,7 @@ class SessionTable:
     def __init__(self, source: EnvSource, limits: HostLimits) -> None:
         self.source = source
         self.limits = limits
+        self._workers = WorkerPool(source, limits.workers, limits.step_timeout_s)
         self._sessions: dict[str, Session] = {}
         self._reserved_envs = 0
         self._reserved_sessions = 0
@@ -200,7 +207,7 @@ class SessionTable:
         self._reserve(envs)
         thread = SessionThread("agentgpt-session", asyncio.get_running_loop())
         try:
-            job = thread.run(HostedEnv, self.source, request, count)
+            job = thread.run(HostedEnv, self._workers.make, request)
             session = Session(await asyncio.wait_for(job, self.limits.step_timeout_s), thread, self.limits)
         except BaseException as error:
             thread.end()
@@ -316,6 +323,7 @@ class SessionTable:
             self.end(session)
         if self._ending:
             await asyncio.wait(list(self._ending), timeout=_CLOSE_TIMEOUT_S)
+        await asyncio.to_thread(self._workers.close)
 
     def health(self) -> dict[str, Any]:
         """Return what the health endpoint tells."""
@@ -324,6 +332,7 @@ class SessionTable:
             "sessions": self.session_count,
             "envs": self.env_count,
             "num_envs": self.limits.num_envs,
+            "workers": self._workers.running,
             "lost_envs": sum(self._sessions[session_id].num_envs for session_id in self._reapers),
             "resume_window_s": self.limits.resume_window_s,
         }

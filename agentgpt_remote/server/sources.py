@@ -53,7 +53,12 @@ class EnvSource:
         env_id: registered id, where it is one.
         instance: the environment itself where the source is one; it serves one session at a time.
         make_vector: makes a vector env where there is a special way.
+
+    Attributes:
+        origin: what it was resolved from, for another process to resolve.
     """
+
+    origin: Source
 
     def __init__(
         self,
@@ -69,6 +74,11 @@ class EnvSource:
         self._make = make
         self._env_id = env_id
         self._make_vector = make_vector
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is known to make vector environments of its own."""
+        return self._make_vector is not None or "num_envs" in _parameters(self._make)
 
     def check_name(self, asked: str | None) -> None:
         """Refuse a client that expects another environment.
@@ -86,6 +96,10 @@ class EnvSource:
         close = difflib.get_close_matches(asked, {self.name, served}, n=1, cutoff=0.5)
         hint = f" Did you mean: `{close[0]}`?" if close else f" Ask for `{served}`, or leave the id out."
         raise NameNotFound(f"Environment `{asked}` doesn't exist on this host, which serves `{self.name}`.{hint}")
+
+    def make_any(self, request: EnvRequest) -> Any:
+        """Make what the source makes by itself, one environment or a vector of them."""
+        return self._make(**request.constructor_kwargs())
 
     def make_env(self, request: EnvRequest) -> gym.Env[Any, Any]:
         """Make a single environment.
@@ -118,7 +132,8 @@ class EnvSource:
             first.close()
             raise ConfigError(f"{self.name} is served as an instance: it is one environment, not {num_envs}")
         rest: list[Callable[..., Any]] = [partial(self._make, **kwargs)] * (num_envs - 1)
-        return SyncVectorEnv([lambda: first, *rest], autoreset_mode=request.autoreset_mode)
+        # Not copied: a reply holds the observations before the next step changes them.
+        return SyncVectorEnv([lambda: first, *rest], autoreset_mode=request.autoreset_mode, copy=False)
 
     def _checked(self, envs: Any, num_envs: int) -> VectorEnv[Any, Any, Any]:
         if not isinstance(envs, VectorEnv) or envs.num_envs != num_envs:
@@ -145,6 +160,12 @@ def resolve_source(source: Source) -> EnvSource:
         NameNotFound: no such id; names the closest. Gymnasium's other lookup errors as they are.
         ConfigError: the module or the attribute in it does not exist, or the source is something else.
     """
+    resolved = _resolve(source)
+    resolved.origin = source
+    return resolved
+
+
+def _resolve(source: Source) -> EnvSource:
     if isinstance(source, str):
         return _resolve_text(source)
     if isinstance(source, EnvSpec):

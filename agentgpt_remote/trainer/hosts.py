@@ -9,19 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 from gymnasium.vector import VectorEnv
 
 from agentgpt_remote.errors import CapacityReached, ConfigError, ConnectionLost, RemoteTimeout
 from agentgpt_remote.policy.features import ObservationFeatures
 from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
 from agentgpt_remote.trainer.lanes import Lane, check_same_spaces
-from agentgpt_remote.upgrade import health_url
 from agentgpt_remote.wrappers.local_host import LocalHost
+from agentgpt_remote.wrappers.offers import free_envs, host_health
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 
 _RESUME_WINDOW_S = 5.0
-_HEALTH_TIMEOUT_S = 10.0
 _FREE_POLL_S, _FREE_MARGIN_S = 0.5, 10.0
 Tokens = str | Mapping[str, str] | None
 logger = logging.getLogger("agentgpt_remote.trainer")
@@ -149,10 +147,10 @@ def _open_host(
     """
     url, began, waiting = host.env_endpoint, time.monotonic(), False
     while True:
-        told = _health(url)
+        told = host_health(url)
         try:
             with contextlib.ExitStack() as attempt:
-                total = host.num_agents or _free_envs(told, hyperparameters.num_envs)
+                total = host.num_agents or _room(told, hyperparameters.num_envs)
                 envs = [
                     attempt.enter_context(_connect(url, token, size, hyperparameters, resume_window_s))
                     for size in _split(total, hyperparameters.lanes_per_host)
@@ -192,21 +190,10 @@ def _connect(
 
 def offered_envs(url: str, wanted: int) -> int:
     """Return how many environments a host has free; ``wanted`` where it has no limit or does not tell."""
-    return _free_envs(_health(url), wanted)
+    return _room(host_health(url), wanted)
 
 
-def _free_envs(told: Mapping[str, Any], wanted: int) -> int:
+def _room(told: Mapping[str, Any], wanted: int) -> int:
     """Return how many environments are free, those of lost sessions included: they will be."""
-    limit = told.get("num_envs")
-    if limit is None:
-        return wanted
-    return max(1, int(limit) - int(told.get("envs", 0)) + int(told.get("lost_envs", 0)))
-
-
-def _health(url: str) -> dict[str, Any]:
-    """Return what a host tells of itself; nothing where it does not answer, which connecting explains better."""
-    try:
-        return dict(httpx.get(health_url(url), timeout=_HEALTH_TIMEOUT_S).raise_for_status().json())
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
-        logger.debug("url=%s health=%s", url, error)
-        return {}
+    room = free_envs(told, with_lost=True)
+    return wanted if room is None else max(1, room)

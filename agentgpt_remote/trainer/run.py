@@ -209,20 +209,21 @@ def _hosts(env: Any, token: str | None) -> tuple[dict[str, EnvHost], dict[str, s
     hosts: dict[str, EnvHost] = {}
     tokens = {} if token is None else {"": token}
     for item in env if isinstance(env, Sequence) and not isinstance(env, str) else [env]:
-        name, host, own_token = _host(item)
-        while name in hosts:
-            name += "+"
-        hosts[name] = host
-        if own_token is not None:
-            tokens[host.env_endpoint] = own_token
+        for name, host, own_token in _lent(item):
+            while name in hosts:
+                name += "+"
+            hosts[name] = host
+            if own_token is not None:
+                tokens[host.env_endpoint] = own_token
     if not hosts:
         raise ConfigError(f"env={env!r}: expected at least one environment or URL")
     return hosts, tokens
 
 
-def _host(item: Any) -> tuple[str, EnvHost, str | None]:
+def _lent(item: Any) -> list[tuple[str, EnvHost, str | None]]:
+    """Return name, host and token of each host behind an item."""
     if isinstance(item, str):
-        return item.partition("://")[2].strip("/") or item, EnvHost(env_endpoint=item), None
+        return [(item.partition("://")[2].strip("/") or item, EnvHost(env_endpoint=item), None)]
     inner = getattr(item, "unwrapped", item)
     if not isinstance(inner, RemoteEnv | RemoteVectorEnv):
         kind = "vector environment" if isinstance(inner, VectorEnv) else type(inner).__name__
@@ -230,7 +231,11 @@ def _host(item: Any) -> tuple[str, EnvHost, str | None]:
             f"env holds a {kind}, which lives in this process: pass RemoteEnv(env), a RemoteVectorEnv or a URL, "
             "or train in this process with agentgpt_remote.trainer.loop.train(..., envs=[...])"
         )
-    lent = inner.lend()
-    name = inner.spec.id if inner.spec is not None else lent.url.partition("://")[2]
-    num_agents = inner.num_envs if isinstance(inner, RemoteVectorEnv) else 1 if lent.only_one else None
-    return name, EnvHost(env_endpoint=lent.url, num_agents=num_agents), lent.token
+    return [
+        (
+            inner.spec.id if inner.spec is not None else lent.url.partition("://")[2],
+            EnvHost(env_endpoint=lent.url, num_agents=lent.num_envs),
+            lent.token,
+        )
+        for lent in inner.lend()
+    ]

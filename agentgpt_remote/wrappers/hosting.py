@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,11 +15,15 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from agentgpt_remote.errors import ConfigError
+from agentgpt_remote.errors import CapacityReached, ConfigError, ConnectionLost, RemoteTimeout
 from agentgpt_remote.handshake import Open
 from agentgpt_remote.serving import resolve_token
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.transport import SessionTransport, Timeouts
+
+_logger = logging.getLogger("agentgpt_remote.client")
+_REOPEN_PAUSE_S = 0.25
+_REOPEN_FOR_S = 60.0
 
 
 class LentHost(NamedTuple):
@@ -25,86 +32,228 @@ class LentHost(NamedTuple):
     Attributes:
         url: where it listens.
         token: its token.
-        only_one: whether it serves one environment, which exists already, to one session at a time.
+        num_envs: environments that the lender had there; ``None`` for as many as wanted.
     """
 
     url: str
     token: str | None
-    only_one: bool
+    num_envs: int | None
 
 
-class HostedSession:
-    """A session, and the host that was started for it, if one was.
+class Host:
+    """Where sessions are opened: the host of a URL.
+
+    Args:
+        url: where it listens.
+        token: its token; kept here only, never shown.
+        asked: id that it is expected to serve, or ``None`` for whatever it does.
+
+    Attributes:
+        url: where it listens.
+        only_one: whether it serves one environment, which exists already, to one session at a time.
+    """
+
+    only_one = False
+
+    def __init__(self, url: str, token: str | None, asked: str | None = None) -> None:
+        self.url = url
+        self.token = token
+        self._asked = asked
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    def _why_gone(self) -> Callable[[], str | None]:
+        """Return what tells why it will not be back, or ``None`` while it may."""
+        return lambda: None
+
+    def open(self, request: Open, timeouts: Timeouts) -> SessionTransport:
+        """Open a session; raises as :class:`SessionTransport`."""
+        request.source = self._asked
+        return SessionTransport(self.url, self.token, request, timeouts, self._why_gone())
+
+    def revive(self) -> None:
+        """Start it again where it was started here and is gone."""
+
+    def end_hung(self) -> bool:
+        """End it because an environment in it hangs; return whether that is this process's to do."""
+        return False
+
+    def close(self) -> None:
+        """End it where it was started here; idempotent."""
+
+
+class InstanceHost(Host):
+    """An environment of this process, served from a thread of it."""
+
+    only_one = True
+
+    def __init__(self, env: Any) -> None:
+        import agentgpt_remote
+
+        token = secrets.token_urlsafe(24)
+        self._render_mode = env.render_mode
+        self._server = agentgpt_remote.serve(env, port=0, token=token, block=False)
+        super().__init__(str(self._server.url), token)
+
+    def open(self, request: Open, timeouts: Timeouts) -> SessionTransport:
+        """Open a session with the render mode that the environment has."""
+        if request.render_mode is None:
+            request.render_mode = self._render_mode
+        return super().open(request, timeouts)
+
+    def close(self) -> None:
+        """End the server."""
+        self._server.close()
+
+
+class ProcessHost(Host):
+    """A host in a process of its own, which is started again where it has ended and a session is wanted.
+
+    Args:
+        source: what it serves; see :class:`LocalHost`.
+        workers: worker processes of the host; ``None`` for as many as its environments need.
+
+    Attributes:
+        process: the running process.
+    """
+
+    def __init__(self, source: Any, workers: int | None = None) -> None:
+        self._start: Callable[[], LocalHost] = lambda: LocalHost(source, workers=workers)
+        self._lock = threading.Lock()
+        self._closed = False
+        self.process = self._start()
+        super().__init__(self.process.url, self.process.token)
+
+    def _why_gone(self) -> Callable[[], str | None]:
+        return self.process.why_gone  # of this process, not of one that replaces it
+
+    def revive(self) -> None:
+        """Start the process again where it has ended."""
+        with self._lock:
+            if self._closed or self.process.running:
+                return
+            self.process.close()
+            self.process = self._start()
+            self.url, self.token = self.process.url, self.process.token
+
+    def end_hung(self) -> bool:
+        """Kill the process."""
+        self.process.kill()
+        return True
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._closed = True
+        self.process.close()
+
+
+def find_hosts(
+    source: Any, url: str | Host | Sequence[str | Host] | None, token: str | None, workers: int | None
+) -> list[Host]:
+    """Return the hosts of a client: those of its URLs, or one that is started for it.
 
     Args:
         source: what to make; with ``url`` an id to expect there, or ``None``.
-        url: where a host listens; ``None`` starts one.
-        token: its token.
-        request: what to open; its ``source`` is filled in.
-        timeouts: how long to wait.
-
-    Attributes:
-        transport: the open session.
-        host: the process that was started for it, or ``None``.
+        url: where hosts listen; ``None`` starts one.
+        token: of the hosts.
+        workers: worker processes of the host that is started.
 
     Raises:
-        ConfigError: neither a source nor a URL is given, or the source can't be asked for at a URL.
+        ConfigError: neither a source nor a URL is given, the source can't be asked for at a URL, or ``workers`` is
+            not for the caller to choose.
+    """
+    if url is not None:
+        if workers is not None:
+            raise ConfigError("workers= is for a host that is started here: start the one at the URL with --workers")
+        urls: list[Any] = list(url) if isinstance(url, (list, tuple)) else [url]
+        if not urls:
+            raise ConfigError("url=[] names no host: expected at least one URL such as ws://sim-7:8000")
+        token, asked = resolve_token(token), _asked_name(source)
+        return [item if isinstance(item, Host) else Host(item, token, asked) for item in urls]
+    if source is None:
+        raise ConfigError("what environment? Pass a source such as 'CartPole-v1', or url= of a host")
+    if isinstance(source, (gym.Env, VectorEnv)):
+        if workers:
+            raise ConfigError(
+                f"workers={workers}: an environment of this process can't move to another; pass a factory"
+            )
+        return [InstanceHost(source)]
+    return [ProcessHost(source, workers)]
+
+
+class Sessions:
+    """A client's open sessions and the hosts that were started for them.
+
+    Args:
+        hosts: where sessions are opened; the first to be opened again on is the one that was lost.
+        timeouts: how long to wait.
     """
 
-    def __init__(self, source: Any, url: str | None, token: str | None, request: Open, timeouts: Timeouts) -> None:
-        self.host: LocalHost | None = None
-        self._owner = os.getpid()
-        self._close_host: Callable[[], None] | None = None
-        self._only_one = False
-        self._token = token = resolve_token(token) if url is not None else None
-        if url is not None:
-            request.source = _asked_name(source)
-            self.transport = SessionTransport(url, token, request, timeouts)
-            return
-        if source is None:
-            raise ConfigError("what environment? Pass a source such as 'CartPole-v1', or url= of a host")
-        url, self._token = self._start(source, request)
-        try:
-            why_gone = (lambda: None) if self.host is None else self.host.why_gone
-            self.transport = SessionTransport(url, self._token, request, timeouts, why_gone)
-        except BaseException:
-            if self._close_host is not None:
-                self._close_host()
-            raise
+    def __init__(self, hosts: Sequence[Host], timeouts: Timeouts, *, owned: bool) -> None:
+        self.hosts = list(hosts)
+        self.transports: list[SessionTransport] = []
+        self.timeouts = timeouts
+        self._owned = owned
+        self._pid = os.getpid()
+        self._why: Callable[[], str | None] = lambda: None
 
-    def _start(self, source: Any, request: Open) -> tuple[str, str]:
-        """Start a host for the source; return where it listens and its token."""
-        if isinstance(source, (gym.Env, VectorEnv)):
-            import agentgpt_remote
+    def open(self, host: Host, request: Open) -> SessionTransport:
+        """Open a session on a host."""
+        transport = host.open(request, self.timeouts)
+        transport.give_up_when(lambda: self._why())
+        self.transports.append(transport)
+        return transport
 
-            if request.render_mode is None:
-                request.render_mode = source.render_mode
-            token = secrets.token_urlsafe(24)
-            server = agentgpt_remote.serve(source, port=0, token=token, block=False)
-            self._close_host, self._only_one = server.close, True
-            return str(server.url), token
-        self.host = LocalHost(source)
-        self._close_host = self.host.close
-        return self.host.url, self.host.token
+    def reopen(self, lost: SessionTransport, host: Host, request: Open) -> tuple[SessionTransport, Host]:
+        """Open a session in place of a lost one, on its host where that is there (again), else on another.
 
-    def lend(self) -> LentHost:
-        """Return where another process may open sessions.
+        Raises:
+            ConnectionLost: no host has room for it within the resume window.
+        """
+        lost.close()
+        if lost in self.transports:
+            self.transports.remove(lost)
+        window_s = _REOPEN_FOR_S if self.timeouts.resume_s is None else self.timeouts.resume_s
+        deadline = time.monotonic() + window_s
+        while True:
+            for candidate in (host, *(other for other in self.hosts if other is not host)):
+                try:
+                    candidate.revive()
+                    return self.open(candidate, request), candidate
+                except (ConnectionLost, RemoteTimeout, CapacityReached) as error:
+                    reason = f"{candidate.url}: {error}"
+            why = self._why()
+            if why is not None or time.monotonic() > deadline:
+                raise ConnectionLost(why or f"no host took over from {host.url} within {window_s:g} s. {reason}")
+            time.sleep(_REOPEN_PAUSE_S)
+
+    def give_up_when(self, why: Callable[[], str | None]) -> None:
+        """Have ``why`` asked, while a connection is down, for a reason not to try to get back any longer."""
+        self._why = why
+
+    def lend(self) -> list[Host]:
+        """Return the hosts, for another process to open sessions on.
 
         An environment of this process exists once: its own session ends, so that the other process can have it.
         """
-        if self._only_one:
-            self.transport.close()
-        return LentHost(self.transport.url, self._token, self._only_one)
+        if any(host.only_one for host in self.hosts):
+            for transport in self.transports:
+                transport.close()
+        return self.hosts
 
     def close(self) -> None:
-        """End the session, and the host that was started for it."""
-        if os.getpid() != self._owner:
+        """End the sessions, and the hosts that were started for them."""
+        if os.getpid() != self._pid:
             return  # a fork's copy must not end what its parent still uses
         try:
-            self.transport.close()
+            for transport in self.transports:
+                transport.close()
         finally:
-            if self._close_host is not None:
-                self._close_host()
+            if self._owned:
+                for host in self.hosts:
+                    host.close()
 
 
 def _asked_name(source: Any) -> str | None:

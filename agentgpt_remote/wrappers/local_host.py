@@ -22,6 +22,7 @@ class LocalHost:
         source: an id registered in this process, ``module:Name-v0``, ``module:factory``, a spec, or a callable
             that returns an environment; what this process alone knows is handed over through a private pipe.
         num_envs: environments it offers in all; ``None`` for no limit.
+        workers: processes that its environments run in; 0 for the host's own, ``None`` for as many as they need.
         start_timeout_s: seconds until it must listen.
 
     Attributes:
@@ -35,11 +36,20 @@ class LocalHost:
         RemoteTimeout: it did not listen in time.
     """
 
-    def __init__(self, source: Any, *, num_envs: int | None = None, start_timeout_s: float = READY_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        source: Any,
+        *,
+        num_envs: int | None = None,
+        workers: int | None = None,
+        start_timeout_s: float = READY_TIMEOUT_S,
+    ) -> None:
         self.token = secrets.token_urlsafe(24)
+        self._last_output = ""
         payload = {
             "source": _portable(source),
             "num_envs": num_envs,
+            "workers": workers,
             "token": self.token,
             "sys_path": list(sys.path),
         }
@@ -70,15 +80,20 @@ class LocalHost:
         code = self._process.poll()
         if code is None:
             return None
-        output = self.log_tail()
+        output = self._last_output or self.log_tail()
         return f"the environment's process ended (exit code {code}). Last output:\n{output or '(none)'}"
 
     def log_tail(self) -> str:
         """Return the last lines that the host, or an environment in it, printed."""
         return self._process.log_tail()
 
+    def kill(self) -> None:
+        """End the process at once, with whatever hangs in it."""
+        self._process.kill()
+
     def close(self) -> None:
         """End the process and wait for it; a second call does nothing."""
+        self._last_output = self._last_output or self.log_tail()
         self._process.close()
 
     def __enter__(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gymnasium.envs.registration import EnvSpec
@@ -14,9 +14,11 @@ from agentgpt_remote.handshake import Open, Opened
 from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
 from agentgpt_remote.registration import NAMESPACE, remote_spec
-from agentgpt_remote.wrappers.hosting import HostedSession, LentHost
-from agentgpt_remote.wrappers.transport import Timeouts
+from agentgpt_remote.wrappers.hosting import Host, LentHost, Sessions
+from agentgpt_remote.wrappers.transport import SessionTransport, Timeouts
 
+HOST_LOSS = "host_loss"  # key of the info that says why an episode was truncated
+SPIN_WAIT_S = 0.001
 REMOTE_RENDER_MODES = ("rgb_array", "ansi")
 
 
@@ -29,37 +31,25 @@ class RemoteBase:
 
     closed = True
     _spec: EnvSpec | None = None
+    _sessions: Sessions
 
-    def _open(
-        self,
-        source: Any,
-        url: str | None,
-        token: str | None,
-        request: Open,
-        timeouts: Timeouts,
-        env_kwargs: dict[str, Any],
-        adopt: Callable[[Opened], None],
-    ) -> None:
-        """Open the session, and have ``adopt`` take over what the host told of its environments."""
-        if isinstance(source, str):
-            source = source.removeprefix(NAMESPACE)  # "agentgpt/CartPole-v1" is the name of this very thing
-        self._session = HostedSession(source, url, token, request, timeouts)
-        self._transport = self._session.transport
-        self._finalizer = weakref.finalize(self, HostedSession.close, self._session)
+    def _connect(self, hosts: Sequence[Host], timeouts: Timeouts, *, owned: bool) -> None:
+        """Take the hosts, which end with this environment where they are ``owned``."""
+        self._sessions = Sessions(hosts, timeouts, owned=owned)
+        self._finalizer = weakref.finalize(self, Sessions.close, self._sessions)
+        self._callbacks: list[Callable[[], None]] = []
         self.closed = False
-        opened = self._transport.opened
-        try:
-            adopt(opened)
-            rendering = {} if request.render_mode is None else {"render_mode": request.render_mode}
-            self._spec = own_spec(opened, source, url, {**rendering, **env_kwargs})
-        except BaseException:
-            self.close()
-            raise
 
     @property
-    def url(self) -> str:
-        """Where the environment, or environments, are served."""
-        return self._transport.url
+    def url(self) -> str | list[str]:
+        """Where the environment is served; several hosts' URLs where environments are spread over them."""
+        urls = [host.url for host in self._sessions.hosts]
+        return urls[0] if len(urls) == 1 else urls
+
+    @property
+    def told_spec(self) -> dict[str, Any] | None:
+        """What the host told of the environment's own specification."""
+        return self._sessions.transports[0].opened.spec
 
     @property
     def spec(self) -> EnvSpec | None:
@@ -70,27 +60,67 @@ class RemoteBase:
     def spec(self, value: EnvSpec | None) -> None:
         self._spec = without_token(value)
 
-    def _exchange(self, operation: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call, get or set something of the environments on the host."""
-        self._transport.send(Kind.CALL, extras=pack_value([operation, name, args, kwargs]))
-        return unpack_value(self._transport.receive().extras_data)
-
     def give_up_when(self, why: Callable[[], str | None]) -> None:
-        """Have ``why`` asked, while the connection is down, for a reason not to try to get back any longer."""
-        self._transport.give_up_when(why)
+        """Have ``why`` asked, while a connection is down, for a reason not to try to get back any longer."""
+        self._sessions.give_up_when(why)
 
-    def lend(self) -> LentHost:
-        """Return where the host listens, for another process to train there while this one keeps it alive.
+    def lend(self) -> list[LentHost]:
+        """Return where its hosts listen, for another process to train there while this one keeps them alive.
 
         A source that was an environment of this process exists once, so it can't be stepped here meanwhile.
         """
-        return self._session.lend()
+        return [LentHost(host.url, host.token, self._envs_on(host)) for host in self._sessions.lend()]
+
+    def _envs_on(self, host: Host) -> int | None:
+        """Return how many environments a host may be asked for in place of this one's; ``None`` without a limit."""
+        return 1 if host.only_one else None
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called once this environment was closed."""
+        self._callbacks.append(callback)
 
     def close(self, **_: Any) -> None:
         """End the session with its environments, and the host that was started for it; idempotent."""
         if not self.closed:
             self.closed = True
             self._finalizer()
+            for callback in self._callbacks:
+                callback()
+
+
+def exchange(transport: SessionTransport, operation: str, name: str, args: tuple[Any, ...], kwargs: Any) -> Any:
+    """Call, get or set something of a session's environments."""
+    transport.send(Kind.CALL, extras=pack_value([operation, name, args, kwargs]))
+    return unpack_value(transport.receive().extras_data)
+
+
+def named_source(source: Any) -> Any:
+    """Return the source without the prefix of remote ids: ``agentgpt/CartPole-v1`` names this very thing."""
+    return source.removeprefix(NAMESPACE) if isinstance(source, str) else source
+
+
+def spin_seconds(spin_wait: bool | float) -> float:
+    """Return how long to poll for a reply, in seconds."""
+    return SPIN_WAIT_S * spin_wait if isinstance(spin_wait, bool) else spin_wait
+
+
+def check_host_loss(on_host_loss: str) -> bool:
+    """Return whether the loss of a host truncates episodes.
+
+    Raises:
+        ConfigError: unknown.
+    """
+    if on_host_loss not in ("error", "truncate"):
+        raise ConfigError(f"unknown on_host_loss={on_host_loss!r}: expected 'error' or 'truncate'")
+    return on_host_loss == "truncate"
+
+
+def spec_kwargs(render_mode: str | None, on_host_loss: str, others: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a specification keeps, without those at their default."""
+    chosen: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    if on_host_loss != "error":
+        chosen["on_host_loss"] = on_host_loss
+    return {**chosen, **others}
 
 
 def open_request(render_mode: str | None, env_kwargs: dict[str, Any]) -> Open:
@@ -117,13 +147,13 @@ def remote_metadata(opened: Opened) -> dict[str, Any]:
     return metadata
 
 
-def own_spec(opened: Opened, source: Any, url: str | None, kwargs: dict[str, Any]) -> EnvSpec | None:
+def own_spec(opened: Opened, source: Any, url: Any, kwargs: dict[str, Any]) -> EnvSpec | None:
     """Return a specification from which ``gymnasium.make`` makes the same remote environment, without its token.
 
     Args:
         opened: what the host told.
         source: as the client named it.
-        url: where the host listens, or ``None`` where one was started.
+        url: where hosts listen, or ``None`` where one was started.
         kwargs: further arguments of the remote environment.
 
     Returns:

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.error import ClosedEnvironmentError
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 
+from agentgpt_remote.errors import ConfigError, ConnectionLost, RemoteTimeout
 from agentgpt_remote.handshake import Opened
 from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
 from agentgpt_remote.spaces import space_from_dict
 from agentgpt_remote.steps import EnvCodec
-from agentgpt_remote.wrappers.hosting import fixed_type_errors
-from agentgpt_remote.wrappers.remote_base import REMOTE_RENDER_MODES, RemoteBase, open_request, remote_metadata
+from agentgpt_remote.wrappers.hosting import Host, find_hosts, fixed_type_errors
+from agentgpt_remote.wrappers.remote_base import (
+    HOST_LOSS,
+    REMOTE_RENDER_MODES,
+    RemoteBase,
+    check_host_loss,
+    exchange,
+    named_source,
+    open_request,
+    own_spec,
+    remote_metadata,
+    spec_kwargs,
+    spin_seconds,
+)
 from agentgpt_remote.wrappers.transport import Timeouts
+
+_RESET_ATTEMPTS = 3
+_logger = logging.getLogger("agentgpt_remote.client")
 
 
 class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
@@ -32,6 +50,12 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
         request_timeout_s: how long to wait for a reply, in seconds.
         resume_window_s: how long to try to get back after the connection dropped, in seconds; by default as long
             as the host keeps the session.
+        on_host_loss: ``error``, or ``truncate`` to end the episode where its host is lost (or its process hangs) and
+            go on in a new environment: ``info["host_loss"]`` says why.
+        spin_wait: how long to poll for a reply before sleeping until it arrives, in seconds; ``True`` for 1 ms. Keeps
+            a processor busy and answers small steps sooner.
+        workers: processes that a host started for this runs its environment in; 0 for the host's own, by default
+            measured.
         env_kwargs: arguments of the environment's constructor on the host.
 
     Attributes:
@@ -52,18 +76,40 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
         self,
         source: Any = None,
         *,
-        url: str | None = None,
+        url: str | Host | None = None,
         token: str | None = None,
         render_mode: str | None = None,
         connect_timeout_s: float = 10.0,
         request_timeout_s: float = 300.0,
         resume_window_s: float | None = None,
+        on_host_loss: str = "error",
+        spin_wait: bool | float = False,
+        workers: int | None = None,
         **env_kwargs: Any,
     ) -> None:
-        timeouts = Timeouts(connect_s=connect_timeout_s, request_s=request_timeout_s, resume_s=resume_window_s)
+        timeouts = Timeouts(
+            connect_s=connect_timeout_s,
+            request_s=request_timeout_s,
+            resume_s=resume_window_s,
+            spin_s=spin_seconds(spin_wait),
+        )
+        if isinstance(url, (list, tuple)):
+            raise ConfigError(f"can't connect to {url!r}: one environment runs on one host; expected one URL")
+        self._truncates = check_host_loss(on_host_loss)
+        self._last: Any = None
         with fixed_type_errors():
-            request = open_request(render_mode, env_kwargs)
-            self._open(source, url, token, request, timeouts, env_kwargs, self._adopt)
+            self._request = open_request(render_mode, env_kwargs)
+            source = named_source(source)
+            self._connect(find_hosts(source, url, token, workers), timeouts, owned=url is None)
+            try:
+                self._host = self._sessions.hosts[0]
+                self._transport = self._sessions.open(self._host, self._request)
+                self._adopt(self._transport.opened)
+                kwargs = spec_kwargs(render_mode, on_host_loss, env_kwargs)
+                self._spec = own_spec(self._transport.opened, source, url, kwargs)
+            except BaseException:
+                self.close()
+                raise
 
     def _adopt(self, opened: Opened) -> None:
         self.observation_space = space_from_dict(opened.observation_space, "observation")
@@ -87,9 +133,19 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
         """
         self._check_open()
         super().reset(seed=seed)
-        transport = self._transport
-        transport.send(Kind.RESET, extras=pack_value([seed, options]))
-        observation, info = self._codec.decode_reset(transport.receive())
+        request = pack_value([seed, options])
+        for attempt in range(_RESET_ATTEMPTS):
+            try:
+                if self._truncates and self._transport.ended:
+                    self._transport, self._host = self._sessions.reopen(self._transport, self._host, self._request)
+                self._transport.send(Kind.RESET, extras=request)
+                observation, info = self._codec.decode_reset(self._transport.receive())
+                break
+            except (ConnectionLost, RemoteTimeout) as error:
+                if not self._is_loss(error) or attempt == _RESET_ATTEMPTS - 1:
+                    raise
+                self._transport.abandon(str(error))
+        self._last = observation if self._truncates else None
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -110,10 +166,30 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
         """
         self._check_open()
         transport = self._transport
+        if self._truncates and transport.ended and self._last is None:
+            raise ResetNeeded("the episode ended with its host: call reset() before step()")
         parts, flags, extras = self._codec.encode_actions(action)
-        transport.send(Kind.STEP, parts, flags=flags, extras=extras)
-        result: tuple[Any, Any, bool, bool, dict[str, Any]] = self._codec.decode_step(transport.receive())
+        try:
+            transport.send(Kind.STEP, parts, flags=flags, extras=extras)
+            result: tuple[Any, Any, bool, bool, dict[str, Any]] = self._codec.decode_step(transport.receive())
+        except (ConnectionLost, RemoteTimeout) as error:
+            if self._last is None or not self._is_loss(error):
+                raise
+            return self._truncated(error)
+        if self._truncates:
+            self._last = result[0]
         return result
+
+    def _is_loss(self, error: Exception) -> bool:
+        """Return whether the environment is gone and a new one is to replace it; ends a process that hangs."""
+        return self._truncates and (isinstance(error, ConnectionLost) or self._host.end_hung())
+
+    def _truncated(self, error: Exception) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Return a step that truncates the episode at its latest observation, and says why in the info."""
+        _logger.warning("host lost url=%s: %s", self._transport.url, error)
+        self._transport.abandon(str(error))
+        last, self._last = self._last, None
+        return copy.deepcopy(last), 0.0, False, True, {HOST_LOSS: str(error)}
 
     def render(self) -> Any:
         """Return a frame (``rgb_array``: uint8 array (height, width, 3); ``ansi``: str) or ``None``."""
@@ -135,7 +211,7 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
 
     def _call(self, operation: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._check_open()
-        return self._exchange(operation, name, args, kwargs)
+        return exchange(self._transport, operation, name, args, kwargs)
 
     def _check_open(self) -> None:
         if self.closed:

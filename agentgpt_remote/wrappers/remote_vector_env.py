@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
+import msgspec
 import numpy as np
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from agentgpt_remote.connection import wait_readable
-from agentgpt_remote.errors import ConfigError
-from agentgpt_remote.handshake import Opened
-from agentgpt_remote.packing import pack_value, unpack_value
+from agentgpt_remote.errors import ConfigError, RemoteTimeout
+from agentgpt_remote.packing import unpack_value
 from agentgpt_remote.protocol import Kind
 from agentgpt_remote.spaces import space_from_dict
-from agentgpt_remote.steps import VectorCodec
-from agentgpt_remote.wrappers.hosting import fixed_type_errors
-from agentgpt_remote.wrappers.remote_base import REMOTE_RENDER_MODES, RemoteBase, open_request, remote_metadata
+from agentgpt_remote.wrappers.hosting import Host, find_hosts, fixed_type_errors
+from agentgpt_remote.wrappers.merging import check_batch, merge_batches, merge_infos, slice_batch
+from agentgpt_remote.wrappers.offers import free_envs, host_health, spread
+from agentgpt_remote.wrappers.remote_base import (
+    REMOTE_RENDER_MODES,
+    RemoteBase,
+    check_host_loss,
+    exchange,
+    named_source,
+    open_request,
+    own_spec,
+    remote_metadata,
+    spec_kwargs,
+    spin_seconds,
+)
+from agentgpt_remote.wrappers.shard import Shard, Step
 from agentgpt_remote.wrappers.transport import Timeouts
+
+_RESUME_WINDOW_S = 5.0  # with other hosts to go on with, a lost one is not waited for as long as a single one
 
 
 class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
@@ -29,14 +47,23 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
 
     Args:
         source: as for :class:`RemoteEnv`.
-        num_envs: how many; ``None`` for as many as the host offers (one where the host was started for this).
-        url: where a host listens; without it a host process is started.
+        num_envs: how many in all; ``None`` for as many as the hosts offer (one where there is no limit).
+        url: where a host listens, or a list of hosts over which the environments are spread in proportion to what
+            each offers; without it a host process is started.
         token: token of the host; ``AGENTGPT_TOKEN`` by default. Never part of the spec.
         autoreset_mode: when the host resets an environment whose episode ended.
         render_mode: ``rgb_array``, ``ansi`` or ``None``.
         connect_timeout_s: how long to wait for a connection, in seconds.
         request_timeout_s: how long to wait for a reply, in seconds.
         resume_window_s: how long to try to get back after the connection dropped, in seconds.
+        groups: number of equal groups of environments that :meth:`send` and :meth:`recv` step independently; each has
+            a session of its own.
+        on_host_loss: ``error``, or ``truncate`` to end the episodes of a host that is lost (or whose process hangs)
+            and go on in new environments, there or on another host: ``infos["host_loss"]`` says why.
+        spin_wait: how long to poll for a reply before sleeping until it arrives, in seconds; ``True`` for 1 ms. Keeps
+            a processor busy and answers small steps sooner.
+        workers: processes that a host started for this runs its environments in; 0 for the host's own, by default
+            measured.
         env_kwargs: arguments of the environment's constructor on the host.
 
     Attributes:
@@ -58,50 +85,120 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         source: Any = None,
         num_envs: int | None = None,
         *,
-        url: str | None = None,
+        url: str | Host | Sequence[str | Host] | None = None,
         token: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         connect_timeout_s: float = 10.0,
         request_timeout_s: float = 300.0,
         resume_window_s: float | None = None,
+        groups: int = 1,
+        on_host_loss: str = "error",
+        spin_wait: bool | float = False,
+        workers: int | None = None,
         **env_kwargs: Any,
     ) -> None:
-        self._pending: Kind | None = None
-        if isinstance(num_envs, np.integer):
-            num_envs = int(num_envs)
-        if num_envs is not None and (type(num_envs) is not int or num_envs < 1):
-            raise ConfigError(f"num_envs={num_envs!r} is out of range: expected an integer of at least 1")
-        timeouts = Timeouts(connect_s=connect_timeout_s, request_s=request_timeout_s, resume_s=resume_window_s)
-        with fixed_type_errors():
-            request = open_request(render_mode, env_kwargs)
-            request.num_envs = num_envs or (source.num_envs if isinstance(source, VectorEnv) else 0)
-            request.autoreset_mode = _mode(autoreset_mode).value
-            self._open(source, url, token, request, timeouts, env_kwargs, self._adopt)
-
-    def _adopt(self, opened: Opened) -> None:
-        self.num_envs = opened.num_envs or 1
-        self.single_observation_space = space_from_dict(opened.observation_space, "observation")
-        self.single_action_space = space_from_dict(opened.action_space, "action")
-        self.observation_space = _batched(
-            self.single_observation_space, opened.batched_observation_space, self.num_envs
+        timeouts = Timeouts(
+            connect_s=connect_timeout_s,
+            request_s=request_timeout_s,
+            resume_s=resume_window_s,
+            spin_s=spin_seconds(spin_wait),
         )
-        self.action_space = _batched(self.single_action_space, opened.batched_action_space, self.num_envs)
+        self._mode, self._truncates = _mode(autoreset_mode), check_host_loss(on_host_loss)
+        num_envs = _count("num_envs", num_envs)
+        self.groups = _count("groups", groups) or 1
+        self._shards: list[Shard] = []
+        self._sent: deque[int] = deque()
+        self._received_early: dict[int, Any] = {}
+        with fixed_type_errors():
+            self._request = open_request(render_mode, env_kwargs)
+            self._request.autoreset_mode = self._mode.value
+            source = named_source(source)
+            if num_envs is None and isinstance(source, VectorEnv):
+                num_envs = source.num_envs
+            hosts = find_hosts(source, url, token, workers)
+            if self._truncates and resume_window_s is None and len(hosts) > 1:
+                timeouts = replace(timeouts, resume_s=_RESUME_WINDOW_S)
+            self._connect(hosts, timeouts, owned=url is None)
+            try:
+                self._open_shards(num_envs)
+                self._adopt(self._shards[0])
+                chosen = {} if self.groups == 1 else {"groups": self.groups}
+                kwargs = spec_kwargs(render_mode, on_host_loss, {**chosen, **env_kwargs})
+                self._spec = own_spec(self._shards[0].opened, source, url, kwargs)
+            except BaseException:
+                self.close()
+                raise
+
+    def _open_shards(self, num_envs: int | None) -> None:
+        hosts = self._sessions.hosts
+        if len(hosts) == 1 and self.groups == 1:
+            self._open_shard(hosts[0], num_envs or 0, group=0, start=0, keeps_last=False)
+            return
+        offers = [host_health(host.url) for host in hosts]
+        if self._truncates:  # the others are there for when one is lost
+            reachable = [index for index, offer in enumerate(offers) if offer] or list(range(len(hosts)))
+        else:
+            reachable = list(range(len(hosts)))
+        free = [free_envs(offers[index]) for index in reachable]
+        if num_envs is None:
+            num_envs = sum(self.groups if room is None else room for room in free) or self.groups
+        if num_envs % self.groups:
+            raise ConfigError(f"num_envs={num_envs} can't be split into groups={self.groups} of one size")
+        start = 0
+        keeps_last = self._mode is AutoresetMode.DISABLED
+        for part in spread(num_envs, self.groups, free):
+            host = hosts[reachable[part.host]]
+            self._open_shard(host, part.num_envs, group=part.group, start=start, keeps_last=keeps_last)
+            start += part.num_envs
+
+    def _open_shard(self, host: Host, num_envs: int, *, group: int, start: int, keeps_last: bool) -> None:
+        shard = Shard(
+            self._sessions,
+            host,
+            msgspec.structs.replace(self._request, num_envs=num_envs),
+            start=start,
+            group=group,
+            mode=self._mode,
+            truncates=self._truncates,
+            keeps_last=keeps_last,
+        )
+        for role in ("single_observation_space", "single_action_space"):
+            space, expected = getattr(shard, role), getattr(self._shards[0] if self._shards else shard, role)
+            if space != expected:
+                raise ConfigError(
+                    f"{host.url} has {role} {space}, {self._shards[0].url} has {expected}: "
+                    "expected every host to serve the same environment"
+                )
+        self._shards.append(shard)
+
+    def _adopt(self, shard: Shard) -> None:
+        opened = shard.opened
+        self.num_envs = self._shards[-1].stop
+        self._group_size = self.num_envs // self.groups
+        self._only = shard if len(self._shards) == 1 else None
+        self.single_observation_space = shard.single_observation_space
+        self.single_action_space = shard.single_action_space
+        told = (opened.batched_observation_space, opened.batched_action_space) if self._only else (None, None)
+        self.observation_space = _batched(self.single_observation_space, told[0], self.num_envs)
+        self.action_space = _batched(self.single_action_space, told[1], self.num_envs)
         self.render_mode = opened.render_mode
         self.metadata = remote_metadata(opened)
         if isinstance(self.metadata.get("autoreset_mode"), str):
             self.metadata["autoreset_mode"] = AutoresetMode(self.metadata["autoreset_mode"])
-        self._codec = VectorCodec(self.single_observation_space, self.single_action_space, self.num_envs)
+
+    def _envs_on(self, host: Host) -> int | None:
+        return sum(shard.num_envs for shard in self._shards if shard.url == host.url) or None
 
     @property
     def host_step_s(self) -> float:
-        """How long the host's environments took for the latest reply, in seconds."""
-        return self._transport.host_ns * 1e-9
+        """How long the environments took on their host for the latest reply, in seconds; of the slowest host."""
+        return max(shard.transport.host_ns for shard in self._shards) * 1e-9
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset the environments.
+        """Reset the environments, those of all groups.
 
         Args:
             seed: one seed, from which the environments count up, or one for each of them.
@@ -127,16 +224,46 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         self._check_free("reset_async")
         if isinstance(seed, int):
             super().reset(seed=seed)
-        self._transport.send(Kind.RESET, extras=pack_value([seed, options]))
-        self._pending = Kind.RESET
+        if self._only is not None:
+            self._only.send_reset(seed, options)
+            return
+        seeds, masks = self._seeds_by_shard(seed), self._masks_by_shard(options)
+        for shard, own_seed, mask in zip(self._shards, seeds, masks, strict=True):
+            own_options = options if mask is None or options is None else {**options, "reset_mask": mask}
+            shard.send_reset(own_seed, own_options)
+
+    def _seeds_by_shard(self, seed: Any) -> list[Any]:
+        if seed is None:
+            return [None] * len(self._shards)
+        if isinstance(seed, (int, np.integer)):
+            return [int(seed) + shard.start for shard in self._shards]
+        if len(seed) != self.num_envs:
+            raise ConfigError(f"seed holds {len(seed)} values, expected one for each of {self.num_envs} environments")
+        return [seed[shard.start : shard.stop] for shard in self._shards]
+
+    def _masks_by_shard(self, options: dict[str, Any] | None) -> list[Any]:
+        mask = None if options is None else options.get("reset_mask")
+        if mask is None:
+            return [None] * len(self._shards)
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
+            raise ConfigError(
+                f"options['reset_mask'] is {mask!r}: expected a bool array with one value for each of "
+                f"{self.num_envs} environments"
+            )
+        if not mask.any():
+            raise ConfigError("options['reset_mask'] names no environment: expected at least one True")
+        return [mask[shard.start : shard.stop] for shard in self._shards]
 
     def reset_wait(self, timeout_s: float | None = None) -> tuple[Any, dict[str, Any]]:
         """Return observations and infos of :meth:`reset_async`; raises as :meth:`step_wait`."""
-        observations, infos = self._codec.decode_reset(self._await(Kind.RESET, "reset_wait", timeout_s))
-        return observations, infos
+        self._check_pending(self._shards, Kind.RESET, "reset_wait")
+        if self._only is not None:
+            return self._only.receive_reset(timeout_s)
+        parts = self._collect(self._shards, timeout_s)
+        return self._merged([part[0] for part in parts]), self._merged_infos(self._shards, parts)
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step all environments.
+    def step(self, actions: Any) -> Step:
+        """Step all environments, those of all groups.
 
         Args:
             actions: one action for each environment, batched as ``action_space`` is.
@@ -162,11 +289,12 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
             InvalidAction: there is not one action for each environment.
         """
         self._check_free("step_async")
-        parts, flags, extras = self._codec.encode_actions(actions)
-        self._transport.send(Kind.STEP, parts, flags=flags, extras=extras)
-        self._pending = Kind.STEP
+        if self._only is not None:
+            self._only.send_step(actions)
+        else:
+            self._send_steps(self._shards, actions, 0, self.num_envs)
 
-    def step_wait(self, timeout_s: float | None = None) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    def step_wait(self, timeout_s: float | None = None) -> Step:
         """Return what :meth:`step` returns, for the actions of :meth:`step_async`.
 
         Args:
@@ -176,62 +304,192 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
             NoAsyncCallError: nothing was sent.
             RemoteTimeout: no reply in time; call again to wait on.
         """
-        step: tuple[Any, Any, Any, Any, dict[str, Any]]
-        step = self._codec.decode_step(self._await(Kind.STEP, "step_wait", timeout_s))
-        return step
+        self._check_pending(self._shards, Kind.STEP, "step_wait")
+        if self._only is not None:
+            return self._only.receive_step(timeout_s)
+        return self._merged_step(self._shards, timeout_s)
 
-    def _check_free(self, name: str) -> None:
-        if self.closed:
-            raise ClosedEnvironmentError(f"{type(self).__name__} at {self.url} is closed: make it again")
-        if self._pending is not None:
-            pending = self._pending.name.lower()
-            raise AlreadyPendingCallError(f"called {name} while {pending}_async waits for {pending}_wait", pending)
+    def group_slice(self, group: int) -> slice:
+        """Return which of the environments are those of a group."""
+        if not 0 <= group < self.groups:
+            raise ConfigError(f"group={group!r} is out of range: expected 0 to {self.groups - 1}")
+        return slice(group * self._group_size, (group + 1) * self._group_size)
 
-    def _await(self, kind: Kind, name: str, timeout_s: float | None) -> Any:
+    def send(self, group: int, actions: Any) -> None:
+        """Start a step of one group, while others step; :meth:`recv` returns the result.
+
+        Args:
+            group: index of the group.
+            actions: one action for each of its ``num_envs // groups`` environments.
+
+        Raises:
+            AlreadyPendingCallError: the group's last request lacks its reply.
+            InvalidAction: there is not one action for each environment.
+        """
+        envs = self.group_slice(group)
+        shards = self._of_group(group)
+        self._check_free("send", shards)
+        self._send_steps(shards, actions, envs.start, envs.stop)
+        self._sent.append(group)
+
+    def recv(self, timeout_s: float | None = None) -> tuple[int, Step]:
+        """Return the result of whichever group is ready first.
+
+        Args:
+            timeout_s: deadline in seconds; the request timeout by default.
+
+        Returns:
+            The group, and what :meth:`step` would return for its environments.
+
+        Raises:
+            NoAsyncCallError: nothing was sent.
+            RemoteTimeout: no group is ready in time; call again to wait on.
+            Exception: what the group's host raised; :meth:`send` to the group works again.
+        """
         if self.closed:
-            raise ClosedEnvironmentError(f"{type(self).__name__} at {self.url} is closed: make it again")
-        if self._pending is not kind:
-            raise NoAsyncCallError(f"called {name} without {kind.name.lower()}_async before", kind.name.lower())
+            raise self._closed_error()
+        if not self._sent:
+            raise NoAsyncCallError("called recv without send before", "send")
+        timeout_s = self._sessions.timeouts.request_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for group in self._sent:
+                shards = self._of_group(group)
+                if all(shard.pending is None or shard.ready() for shard in shards):
+                    return self._received(group, shards)
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise RemoteTimeout(f"no group is ready within {timeout_s:g} s: the environments are slow or hang")
+            self._wait([shard for group in self._sent for shard in self._of_group(group)], left_s)
+
+    def _received(self, group: int, shards: list[Shard]) -> tuple[int, Step]:
         try:
-            envelope = self._transport.receive(timeout_s)
+            step = self._merged_step(shards, None)
         except TimeoutError:
             raise
         except BaseException as error:
             if not isinstance(error, KeyboardInterrupt):
-                self._pending = None
+                self._sent.remove(group)
+                error.add_note(f"raised by group {group} of the vector environment")
             raise
-        self._pending = None
-        return envelope
+        self._sent.remove(group)
+        return group, step
+
+    def _of_group(self, group: int) -> list[Shard]:
+        if self.groups == 1:
+            return self._shards
+        return [shard for shard in self._shards if shard.group == group]
+
+    def _send_steps(self, shards: list[Shard], actions: Any, start: int, stop: int) -> None:
+        """Send to each shard its actions, out of those for the environments from ``start`` to ``stop``."""
+        if len(shards) == 1:
+            shards[0].send_step(actions)
+            return
+        check_batch(self.single_action_space, actions, stop - start)
+        for shard in shards:
+            shard.send_step(slice_batch(self.single_action_space, actions, shard.start - start, shard.stop - start))
+
+    def _collect(self, shards: list[Shard], timeout_s: float | None) -> list[Any]:
+        """Return the replies of all shards, or raise the first error once all have replied."""
+        results: list[Any] = []
+        failure: BaseException | None = None
+        for shard in shards:
+            ready = self._received_early.pop(id(shard), None)
+            if ready is not None or shard.pending is None:
+                results.append(ready)
+                continue
+            try:
+                receive = shard.receive_reset if shard.pending is Kind.RESET else shard.receive_step
+                results.append(receive(timeout_s))
+            except (TimeoutError, KeyboardInterrupt):
+                # What has arrived is kept for the next call.
+                self._received_early |= {id(done): part for done, part in zip(shards, results, strict=False)}
+                raise
+            except Exception as error:  # noqa: BLE001 - raised below, when no reply is outstanding
+                failure = failure or error
+                results.append(None)
+        if failure is not None:
+            raise failure
+        return results
+
+    def _merged_step(self, shards: list[Shard], timeout_s: float | None) -> Step:
+        parts = self._collect(shards, timeout_s)
+        if len(parts) == 1:
+            step: Step = parts[0]
+            return step
+        rewards, terminations, truncations = (np.concatenate([part[index] for part in parts]) for index in (1, 2, 3))
+        observations = self._merged([part[0] for part in parts])
+        return observations, rewards, terminations, truncations, self._merged_infos(shards, parts)
+
+    def _merged(self, observations: list[Any]) -> Any:
+        return merge_batches(self.single_observation_space, observations)
+
+    def _merged_infos(self, shards: list[Shard], parts: list[Any]) -> dict[str, Any]:
+        return merge_infos([part[-1] for part in parts], [shard.num_envs for shard in shards])
+
+    def _closed_error(self) -> ClosedEnvironmentError:
+        return ClosedEnvironmentError(f"{type(self).__name__} at {self.url} is closed: make it again")
+
+    def _check_free(self, name: str, shards: list[Shard] | None = None) -> None:
+        if self.closed:
+            raise self._closed_error()
+        for shard in self._shards if shards is None else shards:
+            if shard.pending is not None:
+                pending = shard.pending.name.lower()
+                wait = "recv" if self._sent else f"{pending}_wait"
+                raise AlreadyPendingCallError(f"called {name} while a {pending} waits for {wait}", pending)
+
+    def _check_pending(self, shards: list[Shard], kind: Kind, name: str) -> None:
+        if self.closed:
+            raise self._closed_error()
+        if not self._received_early and all(shard.pending is not kind for shard in shards):
+            raise NoAsyncCallError(f"called {name} without {kind.name.lower()}_async before", kind.name.lower())
 
     @property
     def reply_ready(self) -> bool:
         """Whether the reply of a request that was sent can be taken without waiting."""
-        return self._pending is not None and self._transport.ready()
+        pending = self._pending_shards()
+        return bool(pending) and all(shard.ready() for shard in pending)
+
+    def _pending_shards(self) -> list[Shard]:
+        return [shard for shard in self._shards if shard.pending is not None]
+
+    @staticmethod
+    def _wait(shards: Sequence[Shard], timeout_s: float) -> None:
+        """Wait until a byte arrives for one of the shards that lacks its reply."""
+        waiting = [shard.transport.connection for shard in shards if shard.pending is not None and not shard.ready()]
+        wait_readable([connection for connection in waiting if connection is not None], timeout_s)
 
     def render(self) -> tuple[Any, ...] | None:
         """Return a frame of each environment."""
         self._check_free("render")
-        self._transport.send(Kind.RENDER)
-        frames: tuple[Any, ...] | None = unpack_value(self._transport.receive().extras_data)
-        return frames
+        for shard in self._shards:
+            shard.transport.send(Kind.RENDER)
+        frames = [unpack_value(shard.transport.receive().extras_data) for shard in self._shards]
+        return None if frames[0] is None else tuple(itertools.chain.from_iterable(frames))
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of each environment, or read an attribute; public names only."""
-        results: tuple[Any, ...] = self._call("call", name, args, kwargs)
+        self._check_free("call")
+        results: tuple[Any, ...] = self._exchange("call", name, args, kwargs)
         return results
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """Return an attribute of each environment; public names only."""
-        values: tuple[Any, ...] = self._call("get", name, (), {})
+        self._check_free("get_attr")
+        values: tuple[Any, ...] = self._exchange("get", name, (), {})
         return values
 
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of each environment: a list or tuple of one value each, or one value for all."""
-        self._call("set", name, (values,), {})
+        self._check_free("set_attr")
+        for shard in self._shards:
+            own = values[shard.start : shard.stop] if isinstance(values, (list, tuple)) else values
+            exchange(shard.transport, "set", name, (own,), {})
 
-    def _call(self, operation: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._check_free(operation)
-        return self._exchange(operation, name, args, kwargs)
+    def _exchange(self, operation: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        results = [exchange(shard.transport, operation, name, args, kwargs) for shard in self._shards]
+        return results[0] if len(results) == 1 else tuple(itertools.chain.from_iterable(results))
 
     def __enter__(self) -> RemoteVectorEnv:
         return self
@@ -261,10 +519,19 @@ def wait_ready(envs: Sequence[RemoteVectorEnv], timeout_s: float) -> list[Remote
         left_s = deadline - time.monotonic()
         if ready or left_s <= 0:
             return ready
-        connections = [env._transport.connection for env in envs if env._pending is not None]
-        if not connections:
+        shards = [shard for env in envs for shard in env._pending_shards()]
+        if not shards:
             return []
-        wait_readable([connection for connection in connections if connection is not None], left_s)
+        RemoteVectorEnv._wait(shards, left_s)
+
+
+def _count(name: str, value: Any) -> int | None:
+    """Return a number of things of which there must be one, ``None`` where none is given."""
+    if isinstance(value, np.integer):
+        value = int(value)
+    if value is not None and (type(value) is not int or value < 1):
+        raise ConfigError(f"{name}={value!r} is out of range: expected an integer of at least 1")
+    return value
 
 
 def _mode(mode: AutoresetMode | str) -> AutoresetMode:

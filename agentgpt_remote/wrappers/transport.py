@@ -53,6 +53,7 @@ class Timeouts:
         request_s: for the reply to one request.
         resume_s: to get back to a host after the connection dropped; ``None`` for as long as the host keeps the
             session.
+        spin_s: how long to poll for a reply before sleeping until it arrives.
 
     Raises:
         ConfigError: one of them is not a number of seconds, or out of range.
@@ -61,8 +62,10 @@ class Timeouts:
     connect_s: float = DEFAULT_CONNECT_TIMEOUT_S
     request_s: float = 300.0
     resume_s: float | None = None
+    spin_s: float = 0.0
 
     def __post_init__(self) -> None:
+        check_seconds("spin_wait", self.spin_s, zero=True)
         check_seconds("connect_timeout_s", self.connect_s)
         check_seconds("request_timeout_s", self.request_s)
         if self.resume_s is not None:
@@ -124,7 +127,13 @@ class SessionTransport:
         return f"SessionTransport({self.url!r})"
 
     def _connect(self, timeout_s: float) -> WebSocketConnection:
-        return WebSocketConnection.connect(self.url, token=self._token, path=SESSION_PATH, connect_timeout_s=timeout_s)
+        return WebSocketConnection.connect(
+            self.url,
+            token=self._token,
+            path=SESSION_PATH,
+            connect_timeout_s=timeout_s,
+            spin_s=self._timeouts.spin_s,
+        )
 
     def _exchange(self, connection: WebSocketConnection, message: Open | Resume, timeout_s: float) -> FromHost:
         message.versions = versions()
@@ -301,6 +310,15 @@ class SessionTransport:
     def _end(self, reason: str) -> None:
         self._ended = reason
         self._drop()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the session is over, so that no request can be sent any more."""
+        return self._ended is not None
+
+    def abandon(self, reason: str) -> None:
+        """End the session without telling the host."""
+        self._end(reason)
 
     def close(self) -> None:
         """End the session on the host, as far as it can be reached, and the connection; idempotent."""

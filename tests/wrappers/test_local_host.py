@@ -25,7 +25,7 @@ from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 env = RemoteEnv("CartPole-v1")
 env.reset()
-print(env._session.host.pid, flush=True)
+print(env._sessions.hosts[0].process.pid, flush=True)
 sys.stdin.read()
 """
 

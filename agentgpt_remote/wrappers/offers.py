@@ -1,0 +1,98 @@
+"""What hosts offer, and how environments are spread over them in proportion."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import httpx
+
+from agentgpt_remote.errors import CapacityReached
+from agentgpt_remote.upgrade import health_url
+
+_HEALTH_TIMEOUT_S = 10.0
+_logger = logging.getLogger("agentgpt_remote.client")
+
+
+def host_health(url: str) -> dict[str, Any]:
+    """Return what a host tells of itself; nothing where it does not answer, which connecting explains better."""
+    try:
+        return dict(httpx.get(health_url(url), timeout=_HEALTH_TIMEOUT_S).raise_for_status().json())
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
+        _logger.debug("url=%s health=%s", url, error)
+        return {}
+
+
+def free_envs(health: Mapping[str, Any], *, with_lost: bool = False) -> int | None:
+    """Return how many environments a host has free, or ``None`` where it has no limit or does not tell.
+
+    Args:
+        health: what it tells of itself.
+        with_lost: whether to count those of lost sessions, which will be free.
+    """
+    limit = health.get("num_envs")
+    if limit is None:
+        return None
+    return max(0, int(limit) - int(health.get("envs", 0)) + (int(health.get("lost_envs", 0)) if with_lost else 0))
+
+
+class Part(NamedTuple):
+    """Consecutive environments of one group on one host.
+
+    Attributes:
+        host: index of the host.
+        group: index of the group.
+        num_envs: how many.
+    """
+
+    host: int
+    group: int
+    num_envs: int
+
+
+def spread(num_envs: int, groups: int, free: Sequence[int | None]) -> list[Part]:
+    """Spread environments over hosts in proportion to what each has free, in order.
+
+    A group lies on one host where that is possible, so that a far host never holds up the groups of a near one.
+
+    Args:
+        num_envs: environments in all; a multiple of ``groups``.
+        groups: number of equal groups.
+        free: environments that each host has free; ``None`` without a limit, which counts as an equal share.
+
+    Raises:
+        CapacityReached: the hosts together have too few.
+    """
+    size = num_envs // groups
+    limits = [num_envs if room is None else room for room in free]
+    if sum(limits) < num_envs:
+        told = ", ".join(map(str, limits))
+        raise CapacityReached(f"asked for {num_envs} environments: the hosts have {told} free. Ask for fewer")
+    # Without a limit: as much as the average of those that have one.
+    known = [room for room in free if room is not None]
+    equal = max(1.0, sum(known) / len(known)) if known else 1.0
+    weights = [equal if room is None else float(room) for room in free]
+    whole_groups = [limit // size for limit in limits]
+    if groups >= len(free) and sum(whole_groups) >= groups:
+        shares = [count * size for count in _apportion(groups, weights, whole_groups)]
+    else:
+        shares = _apportion(num_envs, weights, limits)
+    parts, env = [], 0
+    for host, share in enumerate(shares):
+        end = env + share
+        while env < end:
+            group = env // size
+            stop = min(end, (group + 1) * size)
+            parts.append(Part(host, group, stop - env))
+            env = stop
+    return parts
+
+
+def _apportion(total: int, weights: Sequence[float], limits: Sequence[int]) -> list[int]:
+    """Return whole shares in proportion to the weights, none above its limit (largest remainders)."""
+    shares = [0] * len(weights)
+    for _ in range(total):
+        room = [index for index in range(len(shares)) if shares[index] < limits[index] and weights[index] > 0]
+        shares[min(room, key=lambda index: (shares[index] + 0.5) / weights[index])] += 1
+    return shares
