@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -44,7 +45,7 @@ class CountingEnv(gym.Env[Any, Any]):
     def render(self) -> Any:
         if self.render_mode == "ansi":
             return f"step {self.count}"
-        return np.full((4, 6, 3), self.count, dtype=np.uint8)
+        return np.full((4, 6, 3), self.count % 256, dtype=np.uint8)
 
     def add(self, number: int, *, times: int = 1) -> int:
         return self.count + number * times
@@ -193,6 +194,18 @@ class ProcessEnv(CountingEnv):
 
     def process_id(self) -> int:
         return os.getpid()
+
+
+class RecordingEnv(ProcessEnv):
+    """Writes a line to a file when it is closed."""
+
+    def __init__(self, record: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.record = record
+
+    def close(self) -> None:
+        with Path(self.record).open("a") as file:
+            file.write("closed\n")
 
 
 class OwnVectorEnv(VectorEnv[Any, Any, Any]):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
@@ -16,10 +22,10 @@ from agentgpt_remote.handshake import Refused, Resume, decode_from_host, encode_
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_ready
 from tests.conftest import ServeFunction
-from tests.support import wait_until
+from tests.support import is_running, wait_until
 from tests.wire.equality import exactly_equal
 from tests.wrappers.bad_network import cutting_proxy
-from tests.wrappers.odd_envs import CountingEnv, LargeEnv, SlowEnv, TangledEnv
+from tests.wrappers.odd_envs import CountingEnv, LargeEnv, RecordingEnv, SlowEnv, TangledEnv
 
 
 def _health(url: str) -> dict[str, int]:
@@ -27,22 +33,109 @@ def _health(url: str) -> dict[str, int]:
     return fields
 
 
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_cut_after_any_byte_of_a_step_loses_and_doubles_nothing(way: str, serve_here: ServeFunction) -> None:
-    """Cut the first connection at every byte around some steps, in each direction."""
-    server = serve_here(CountingEnv)
-    sizes: dict[str, int] = {}
-    for cut_at in range(1, 400, 7):
-        first = (way, 1200 + cut_at) if way == "down" else (way, 700 + cut_at)
-        with (
-            cutting_proxy(server.url, lambda number, first=first: first if number == 0 else None) as proxy,
-            RemoteEnv(url=proxy.url, length=1000) as env,
-        ):
+class ClosingEnv(CountingEnv):
+    """Remembers which of its kind were closed."""
+
+    numbers: ClassVar[Iterator[int]] = itertools.count()
+    closed: ClassVar[list[int]] = []
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.number = next(self.numbers)
+
+    def close(self) -> None:
+        self.closed.append(self.number)
+
+
+def _step(env: Any) -> Any:
+    return env.step(np.array([1, 2]) if hasattr(env, "num_envs") else 1)
+
+
+def _add(env: Any) -> Any:
+    return env.call("add", 2, times=3) if hasattr(env, "call") else env.add(2, times=3)
+
+
+EXCHANGES: dict[str, Callable[[Any], Any]] = {
+    "step": _step,
+    "reset": lambda env: env.reset(options={"level": 3}),
+    "render": lambda env: env.render(),
+    "call": _add,
+}
+
+
+def _make(url: str, num_envs: int | None, render_mode: str | None) -> tuple[Any, Any]:
+    """Return a remote environment and its local twin, a vector where ``num_envs`` is given."""
+    make = partial(CountingEnv, length=1000, render_mode=render_mode)
+    if num_envs is None:
+        return RemoteEnv(url=url, render_mode=render_mode, length=1000), make()
+    remote = RemoteVectorEnv(url=url, num_envs=num_envs, render_mode=render_mode, length=1000)
+    return remote, SyncVectorEnv([make] * num_envs)
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+@pytest.mark.parametrize("num_envs", [None, 2])
+def test_cut_after_any_byte_of_an_exchange_loses_and_doubles_nothing(
+    num_envs: int | None, name: str, serve_here: ServeFunction
+) -> None:
+    exchange = EXCHANGES[name]
+    with cutting_proxy(serve_here(CountingEnv).url, lambda _: None) as proxy:
+        env, twin = _make(proxy.url, num_envs, "rgb_array" if name == "render" else None)
+        assert exactly_equal(env.reset(seed=1), twin.reset(seed=1))
+        before = proxy.passed.copy()
+        assert exactly_equal(exchange(env), exchange(twin))
+        wait_until(lambda: proxy.passed["down"] > before["down"])
+        sizes = {way: proxy.passed[way] - before[way] for way in before}
+        assert min(sizes.values()) > 30
+        for way, size in sizes.items():
+            for count in range(size + 1):
+                connections = proxy.connections
+                proxy.cut_after(way, count)
+                assert exactly_equal(exchange(env), exchange(twin)), f"cut {way} after {count} bytes"
+                assert exactly_equal(_step(env), _step(twin)), f"after a cut {way} after {count} bytes"
+                assert proxy.connections == connections + 1
+        env.close()
+
+
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
+def test_cut_after_any_byte_of_resuming_is_resumed_again(stride: int, serve_here: ServeFunction) -> None:
+    cuts: list[tuple[str, int]] = []
+    with cutting_proxy(serve_here(CountingEnv).url, lambda _: cuts.pop() if cuts else None) as proxy:
+        with RemoteEnv(url=proxy.url, length=100_000) as env:
             env.reset()
-            counts = [int(env.step(0)[0][1]) for _ in range(12)]
-            assert counts == list(range(1, 13))
-            sizes[str(cut_at)] = proxy.connections
-    assert 2 in sizes.values()  # some of the cuts hit
+            before, count = proxy.passed.copy(), 1
+            proxy.cut_all()
+            assert env.step(0)[0][1] == count
+            wait_until(lambda: proxy.passed["down"] > before["down"])
+            sizes = {way: proxy.passed[way] - before[way] for way in before}
+            for way, size in sizes.items():
+                for cut in range(0, size + 1, stride):
+                    count += 1
+                    cuts.append((way, cut))
+                    proxy.cut_all()
+                    assert env.step(0)[0][1] == count, f"cut {way} after {cut} bytes"
+                    assert not cuts
+        assert proxy.connections > 2 * sum(sizes.values()) / stride
+
+
+@pytest.mark.parametrize("num_envs", [None, 2])
+def test_env_whose_closing_was_cut_after_any_byte_is_closed_once_and_its_session_reaped(
+    num_envs: int | None, serve_here: ServeFunction
+) -> None:
+    ClosingEnv.closed.clear()
+    first = next(ClosingEnv.numbers)
+    server = serve_here(ClosingEnv, resume_window_s=0.3, workers=0)
+    with cutting_proxy(server.url, lambda _: None) as proxy:
+        for way in ("up", "down"):
+            for count in range(60):
+                env = _make(proxy.url, num_envs, None)[0]
+                env.reset()
+                proxy.cut_after(way, count)
+                env.close()
+                env.close()
+    wait_until(lambda: _health(server.url)["sessions"] == 0)
+    made = next(ClosingEnv.numbers) - first - 1
+    assert made == 120 * (num_envs or 1)
+    assert sorted(ClosingEnv.closed) == list(range(first + 1, first + 1 + made))
 
 
 def test_random_cuts_leave_the_trajectory_of_a_vector_as_it_is(serve_here: ServeFunction) -> None:
@@ -118,6 +211,29 @@ def test_session_of_a_client_that_is_gone_is_reaped_and_cannot_be_resumed(serve_
         env.close()
     with RemoteEnv(url=server.url) as another:
         assert another.reset()[0][0] == 1.0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_envs_of_a_client_that_is_gone_are_closed_wherever_they_run(
+    workers: int, tmp_path: Path, serve_here: ServeFunction
+) -> None:
+    record = tmp_path / "closed"
+    server = serve_here(RecordingEnv, resume_window_s=0.3, workers=workers)
+    with cutting_proxy(server.url, lambda _: None) as proxy:
+        envs = RemoteVectorEnv(url=proxy.url, num_envs=2, resume_window_s=0.1, record=str(record))
+        envs.reset()
+        processes = envs.call("process_id")
+        assert (set(processes) == {os.getpid()}) is (workers == 0)
+        envs.step_async(np.array([0, 1]))
+        proxy.refusing = True
+        proxy.cut_all()
+        wait_until(lambda: _health(server.url)["sessions"] == 0)
+        wait_until(lambda: record.exists() and record.read_text() == "closed\n" * 2)
+        with pytest.raises(ConnectionLost):
+            envs.step_wait()
+        envs.close()
+    server.close()
+    assert workers == 0 or not any(map(is_running, processes))
 
 
 def test_closed_session_frees_its_env_at_once(serve_here: ServeFunction) -> None:
