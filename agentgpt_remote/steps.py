@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 import gymnasium as gym
@@ -32,6 +32,7 @@ _REWARD_BITS: Final = {kind: index << _REWARD_SHIFT for index, kind in enumerate
 _REWARD: Final = struct.Struct("<d")
 _MAX_EXACT_INT: Final = 2**53
 
+DroppedCallback = Callable[[Sequence[str]], None]
 Payload = tuple[list[Any], int, bytes]  # raw buffers, flags, packed value
 
 
@@ -58,9 +59,10 @@ class StepCodec(Protocol):
 
 
 class _Infos:
-    """Infos behind the raw buffers; warns once for each key that the host could not send."""
+    """Infos behind the raw buffers; tells of the keys that the host could not send, or warns once for each."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_dropped: DroppedCallback | None) -> None:
+        self._on_dropped = on_dropped or self._warn
         self._warned: set[str] = set()
 
     @staticmethod
@@ -76,7 +78,7 @@ class _Infos:
         info = unpack_value(envelope.extras_data)
         if envelope.flags & DROPPED:
             info, dropped = unpack_value(info[0]), info[1]
-            self.warn(dropped)
+            self._on_dropped(dropped)
         if type(info) is not dict:
             raise ProtocolError(f"an info is a {type(info).__name__}, expected a dict")
         return info
@@ -90,10 +92,10 @@ class _Infos:
 
     def decode_irregular(self, envelope: Envelope) -> tuple[Any, ...]:
         rest, info, dropped = unpack_value(envelope.extras_data)
-        self.warn(dropped)
+        self._on_dropped(dropped)
         return (*rest, unpack_value(info))
 
-    def warn(self, dropped: Sequence[str]) -> None:
+    def _warn(self, dropped: Sequence[str]) -> None:
         for key in dropped:
             if key not in self._warned:
                 self._warned.add(key)
@@ -110,15 +112,21 @@ class EnvCodec:
     Args:
         observation_space: its observation space.
         action_space: its action space.
+        on_dropped: is told the infos that the host could not send, instead of a warning.
 
     Raises:
         UnsupportedSpace: a space has no fixed layout.
     """
 
-    def __init__(self, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        on_dropped: DroppedCallback | None = None,
+    ) -> None:
         self._observations, self._actions = Layout(observation_space), Layout(action_space)
         self._reward_at = HEADER_BYTES + self._observations.nbytes(1)
-        self._infos = _Infos()
+        self._infos = _Infos(on_dropped)
 
     def encode_actions(self, actions: Any) -> Payload:
         """Return the payload of a step request.
@@ -194,18 +202,23 @@ class VectorCodec:
         single_observation_space: observation space of one environment.
         single_action_space: action space of one environment.
         num_envs: how many there are.
+        on_dropped: is told the infos that the host could not send, instead of a warning.
 
     Raises:
         UnsupportedSpace: a space has no fixed layout.
     """
 
     def __init__(
-        self, single_observation_space: gym.Space[Any], single_action_space: gym.Space[Any], num_envs: int
+        self,
+        single_observation_space: gym.Space[Any],
+        single_action_space: gym.Space[Any],
+        num_envs: int,
+        on_dropped: DroppedCallback | None = None,
     ) -> None:
         self._observations, self._actions = Layout(single_observation_space), Layout(single_action_space)
         self._n = num_envs
         self._rewards_at = HEADER_BYTES + self._observations.nbytes(num_envs)
-        self._infos = _Infos()
+        self._infos = _Infos(on_dropped)
 
     def encode_actions(self, actions: Any) -> Payload:
         """Return the payload of a step request.
@@ -288,12 +301,15 @@ class VectorCodec:
 
 
 def make_codec(
-    observation_space: gym.Space[Any], action_space: gym.Space[Any], num_envs: int | None
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    num_envs: int | None,
+    on_dropped: DroppedCallback | None = None,
 ) -> EnvCodec | VectorCodec:
     """Return the codec of a session: of a vector env where ``num_envs`` is given (spaces of one env)."""
     if num_envs is None:
-        return EnvCodec(observation_space, action_space)
-    return VectorCodec(observation_space, action_space, num_envs)
+        return EnvCodec(observation_space, action_space, on_dropped)
+    return VectorCodec(observation_space, action_space, num_envs, on_dropped)
 
 
 def _scalars(envelope: Envelope) -> int:
