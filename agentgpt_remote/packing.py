@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -168,8 +169,10 @@ def _read_array(data: memoryview) -> np.ndarray:
         raise ProtocolError(f"an array has {ndim} dimensions")
     shape = struct.unpack_from(f"<{ndim}Q", data, start + 1)
     raw = data[start + 1 + 8 * ndim :]
-    if not raw.nbytes or not dtype.itemsize:
-        return np.empty(shape, dtype)
+    if raw.nbytes != dtype.itemsize * math.prod(shape):  # or a few bytes would take any amount of memory
+        raise ProtocolError(f"an array of shape {shape} and dtype {dtype} has {raw.nbytes} bytes")
+    if not raw.nbytes:
+        return np.ndarray(shape, dtype)
     return np.frombuffer(raw, dtype).reshape(shape).copy()
 
 
