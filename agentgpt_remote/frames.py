@@ -79,8 +79,7 @@ class FrameReader:
         self._large_filled = 0
         self._large_header: tuple[int, bytes | None] = (0, None)
         self._spare: list[Any] = []
-        self._fragments: list[Message] = []
-        self._fragments_bytes = 0
+        self._fragments: bytearray | None = None  # of a message that arrives in several frames
         self._message: Message | None = None
 
     def preload(self, data: bytes) -> None:
@@ -180,7 +179,7 @@ class FrameReader:
             return None
         if width > 2:
             size = int.from_bytes(self._view[start + 2 : start + width], "big")
-        if size + self._fragments_bytes > self._max_frame_bytes:
+        if size + len(self._fragments or b"") > self._max_frame_bytes:
             raise FrameTooLarge(
                 f"{self._peer} sent a message of {size} bytes, over the limit of {self._max_frame_bytes} here"
             )
@@ -196,17 +195,16 @@ class FrameReader:
         opcode, final = header & _OPCODE, header & _FINAL
         if header & _RESERVED:
             raise ProtocolError(f"{self._peer} sent a frame with reserved bits {header:#04x}, and compression is off")
-        if opcode == BINARY and final and not self._fragments:
+        if opcode == BINARY and final and self._fragments is None:
             self._message = data
         elif opcode in (CLOSE, PING, PONG):
             if len(data) > _MAX_CONTROL_BYTES or not final:
                 raise ProtocolError(f"{self._peer} sent a control frame of {len(data)} bytes, expected 125 at most")
             self._on_control(opcode, data)
-        elif opcode in (BINARY, CONTINUATION) and (opcode == CONTINUATION) == bool(self._fragments):
-            self._fragments.append(data)
-            self._fragments_bytes += len(data)
+        elif opcode == (BINARY if self._fragments is None else CONTINUATION):
+            self._fragments = self._fragments or bytearray()
+            self._fragments += data
             if final:
-                self._message, self._fragments = bytearray().join(self._fragments), []
-                self._fragments_bytes = 0
+                self._message, self._fragments = self._fragments, None
         else:
             raise ProtocolError(f"{self._peer} sent a frame with opcode {opcode}, expected a binary message")
