@@ -112,18 +112,18 @@ class ChaoticProxy(CuttingProxy):
     def _pass_on(self, data: bytes, target: socket.socket) -> bool:
         rng, start = self._rng, 0
         if rng.random() < 0.1:
-            time.sleep(rng.uniform(0.0, 0.01))
-        elif rng.random() < 0.005:  # a stall, long enough for others to overtake
+            time.sleep(rng.uniform(0.0, 0.005))
+        elif rng.random() < 0.002:  # a stall, long enough for others to overtake
             time.sleep(rng.uniform(0.1, 0.8))
         if rng.random() < self._cuts:
             target.sendall(data[: rng.randrange(len(data) + 1)])
             if rng.random() < 0.5:  # closing it sends a reset rather than an end
                 target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return False
-        while rng.random() < 0.3 and start < len(data):
+        while rng.random() < 0.2 and start < len(data):
             end = rng.randrange(start, len(data)) + 1
             target.sendall(data[start:end])
-            time.sleep(rng.uniform(0.0, 0.002))
+            time.sleep(rng.uniform(0.0, 0.001))
             start = end
         target.sendall(data[start:])
         return True
