@@ -27,11 +27,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import numpy as np
-from gymnasium import Space, spaces
 
 from agentgpt_remote.codec import Layout
 from agentgpt_remote.errors import AgentGPTError, InvalidObservation, UnknownAgent
+from agentgpt_remote.jsonable import from_json, to_json
 from agentgpt_remote.policy.bundle import Bundle
 from agentgpt_remote.policy.engine import AgentTable, PolicyEngine
 from agentgpt_remote.policy.observations import batch_observations, first_of
@@ -128,10 +127,12 @@ class Invocations:
             agents.forget(list(ended))
             return {"actions": [], "agent_ids": []}
         space = self._bundle.observation_space
-        values = [_from_json(space, observation, "observation") for observation in request.observations]
+        values = [
+            from_json(space, observation, "observation", InvalidObservation) for observation in request.observations
+        ]
         batch = batch_observations(space, values, ids)
         actions = agents.act(ids, batch, ended, request.deterministic)
-        rows = [_to_json(first_of(self._bundle.action_space, _from_row(actions, row))) for row in range(count)]
+        rows = [to_json(first_of(self._bundle.action_space, _from_row(actions, row))) for row in range(count)]
         return {"actions": rows, "agent_ids": list(ids)}
 
 
@@ -154,30 +155,6 @@ def _refusal(error: AgentGPTError, binary: bool) -> tuple[bytes, dict[str, str]]
     return msgspec.json.encode({"error": str(error)}), {"content-type": JSON}
 
 
-def _from_json(space: Space[Any], value: Any, where: str) -> Any:
-    """Return a JSON value as one observation of a space."""
-    if isinstance(space, spaces.Dict):
-        if not isinstance(value, dict) or value.keys() != space.spaces.keys():
-            raise InvalidObservation(f"{where} is {_short(value)}: expected an object with {sorted(space.spaces)}")
-        return {key: _from_json(child, value[key], f"{where}[{key!r}]") for key, child in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        if not isinstance(value, list) or len(value) != len(space.spaces):
-            raise InvalidObservation(f"{where} is {_short(value)}: expected a list of {len(space.spaces)}")
-        return tuple(_from_json(child, value[i], f"{where}[{i}]") for i, child in enumerate(space.spaces))
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InvalidObservation(f"{where} has rows of different lengths: expected shape {space.shape}") from error
-    if array.dtype.kind not in "biuf":
-        raise InvalidObservation(f"{where} is {_short(value)}: expected numbers of shape {space.shape}")
-    return array
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _from_row(batch: Any, row: int) -> Any:
     """Return the batch without the rows before ``row``."""
     if isinstance(batch, dict):
@@ -185,11 +162,3 @@ def _from_row(batch: Any, row: int) -> Any:
     if isinstance(batch, tuple):
         return tuple(_from_row(value, row) for value in batch)
     return batch[row:]
-
-
-def _to_json(action: Any) -> Any:
-    if isinstance(action, dict):
-        return {key: _to_json(value) for key, value in action.items()}
-    if isinstance(action, tuple):
-        return [_to_json(value) for value in action]
-    return action.tolist()

@@ -10,6 +10,7 @@ from gymnasium import Space, spaces
 from numpy.typing import NDArray
 
 from agentgpt_remote.errors import InvalidObservation
+from agentgpt_remote.jsonable import cast_exactly
 
 
 def batch_observations(space: Space[Any], observations: Any, agent_ids: Sequence[str]) -> Any:
@@ -84,23 +85,7 @@ def _array(space: Space[Any], value: Any, n: int, where: str) -> NDArray[Any]:
         raise InvalidObservation(
             f"{where} has shape {array.shape}: expected {shape}, one row of shape {shape[1:]} per agent"
         )
-    if array.dtype == dtype:
-        return array
-    return _cast(array, dtype, where)
-
-
-def _cast(array: NDArray[Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
-    """Return the array in another dtype: integers keep their value, and no finite number becomes infinite."""
-    integers = array.dtype.kind in "biu" and dtype.kind in "biu"
-    if not integers and (array.dtype.kind not in "biuf" or dtype.kind != "f"):
-        raise InvalidObservation(f"{where} has dtype {array.dtype}, which can't be cast safely: expected {dtype}")
-    with np.errstate(over="ignore"):  # found below, and named
-        cast = array.astype(dtype)
-    lost = cast != array if integers else np.isfinite(array) & ~np.isfinite(cast)
-    if lost.any():
-        value = array[tuple(np.argwhere(lost)[0])]
-        raise InvalidObservation(f"{where} holds {value}, which {dtype} can't hold: expected an array of {dtype}")
-    return cast
+    return cast_exactly(array, dtype, where, InvalidObservation)
 
 
 def check_observations(space: Space[Any], batch: Any, agent_ids: Sequence[str], where: str = "observation") -> None:
