@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -150,14 +150,17 @@ class ProcessHost(Host):
 
 
 def find_hosts(
-    source: Any, url: str | Host | Sequence[str | Host] | None, token: str | None, workers: int | None
+    source: Any,
+    url: str | Host | Sequence[str | Host] | None,
+    token: str | Mapping[str, str] | None,
+    workers: int | None,
 ) -> list[Host]:
     """Return the hosts of a client: those of its URLs, or one that is started for it.
 
     Args:
         source: what to make; with ``url`` an id to expect there, or ``None``.
         url: where hosts listen; ``None`` starts one.
-        token: of the hosts.
+        token: of the hosts: one for all, or one by URL.
         workers: worker processes of the host that is started.
 
     Raises:
@@ -170,8 +173,9 @@ def find_hosts(
         urls: list[Any] = list(url) if isinstance(url, (list, tuple)) else [url]
         if not urls:
             raise ConfigError("url=[] names no host: expected at least one URL such as ws://sim-7:8000")
-        token, asked = resolve_token(token), _asked_name(source)
-        return [item if isinstance(item, Host) else Host(item, token, asked) for item in urls]
+        asked = _asked_name(source)
+        tokens = {item: token.get(item) if isinstance(token, Mapping) else token for item in urls}
+        return [item if isinstance(item, Host) else Host(item, resolve_token(tokens[item]), asked) for item in urls]
     if source is None:
         raise ConfigError("what environment? Pass a source such as 'CartPole-v1', or url= of a host")
     if isinstance(source, (gym.Env, VectorEnv)):

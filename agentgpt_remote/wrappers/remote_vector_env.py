@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +50,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         num_envs: how many in all; ``None`` for as many as the hosts offer (one where there is no limit).
         url: where a host listens, or a list of hosts over which the environments are spread in proportion to what
             each offers; without it a host process is started.
-        token: token of the host; ``AGENTGPT_TOKEN`` by default. Never part of the spec.
+        token: token of the hosts, one for all or one by URL; ``AGENTGPT_TOKEN`` by default. Never part of the spec.
         autoreset_mode: when the host resets an environment whose episode ended.
         render_mode: ``rgb_array``, ``ansi`` or ``None``.
         connect_timeout_s: how long to wait for a connection, in seconds.
@@ -86,7 +86,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         num_envs: int | None = None,
         *,
         url: str | Host | Sequence[str | Host] | None = None,
-        token: str | None = None,
+        token: str | Mapping[str, str] | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         connect_timeout_s: float = 10.0,
