@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ INLINE_BELOW_S = 0.002
 _SLOW_S = 0.005
 _CHEAP_IN_A_ROW = 3
 _MAX_PROBATION = 4096
+_WATCH_EVERY_S = 0.5
 
 
 class Pace:
@@ -95,6 +97,67 @@ def _deliver(future: asyncio.Future[Any], result: Any, error: BaseException | No
         # A future takes no StopIteration, and SystemExit and its like would end the event loop.
         plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
         future.set_exception(error if plain else error_from_dict(error_to_dict(error)))
+
+
+class _Interrupted(BaseException):
+    """Raised inside of an environment that took too long on the event loop."""
+
+
+class InlineRunner:
+    """Runs functions on the event loop, and interrupts one that hangs.
+
+    Only a signal reaches Python code that never returns, and only in the main thread of a process: a host that
+    another thread serves, and code of a C library that never returns, can't be interrupted.
+
+    Args:
+        timeout_s: how long a function may take, in seconds.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._since = 0.0
+        self._interrupted = False
+        self._stop: threading.Event | None = None
+
+    def run(self, function: Callable[..., _T], *args: Any) -> tuple[_T | None, float]:
+        """Return the function's result and how long it took in seconds; ``None`` where it was interrupted."""
+        if self._stop is None:
+            self._start()
+        self._interrupted = False
+        start = time.perf_counter()
+        result: _T | None = None
+        try:
+            self._since = start
+            result = function(*args)
+            self._since = 0.0
+        except _Interrupted:
+            self._since = 0.0
+        return None if self._interrupted else result, time.perf_counter() - start
+
+    def _start(self) -> None:
+        self._stop = threading.Event()
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "pthread_kill"):
+            signal.signal(signal.SIGUSR2, self._interrupt)
+            threading.Thread(target=self._watch, args=(self._stop,), name="agentgpt-watchdog", daemon=True).start()
+
+    def _watch(self, stop: threading.Event) -> None:
+        main_thread = threading.main_thread().ident or 0
+        while not stop.wait(min(_WATCH_EVERY_S, self._timeout_s)):
+            if self._is_overdue():
+                signal.pthread_kill(main_thread, signal.SIGUSR2)
+
+    def _is_overdue(self) -> bool:
+        return self._since > 0.0 and time.perf_counter() - self._since > self._timeout_s
+
+    def _interrupt(self, *_: object) -> None:
+        if self._is_overdue():
+            self._interrupted = True
+            raise _Interrupted
+
+    def close(self) -> None:
+        """End the watch."""
+        if self._stop is not None:
+            self._stop.set()
 
 
 def timed(function: Callable[..., _T], *args: Any) -> tuple[_T, float]:

@@ -24,7 +24,7 @@ from agentgpt_remote.handshake import Limits, Open, Opened, Resume, Resumed, ver
 from agentgpt_remote.packing import unpack_value
 from agentgpt_remote.protocol import Arrival, Buffer, Envelope, HostSession, Kind, join_message, parse_envelope
 from agentgpt_remote.server.hosted import HostedEnv, failure
-from agentgpt_remote.server.runner import Pace, SessionThread, timed
+from agentgpt_remote.server.runner import InlineRunner, Pace, SessionThread, timed
 from agentgpt_remote.server.sources import EnvRequest, EnvSource
 from agentgpt_remote.server.workers import WorkerPool
 
@@ -62,7 +62,7 @@ class Session:
         num_envs: how many environments it holds.
     """
 
-    def __init__(self, env: HostedEnv, thread: SessionThread, limits: HostLimits) -> None:
+    def __init__(self, env: HostedEnv, thread: SessionThread, inline: InlineRunner, limits: HostLimits) -> None:
         self.session_id = secrets.token_hex(8)
         self.secret = secrets.token_urlsafe(24)
         self.num_envs = env.num_envs or 1
@@ -70,6 +70,7 @@ class Session:
         self._hangs = False
         self._env = env
         self._thread = thread
+        self._inline = inline
         self._limits = limits
         # A worker that hangs is ended at the limit itself; this one then only waits for another to start.
         self._timeout_s = limits.step_timeout_s + (_WORKER_START_S if env.in_workers else 0.0)
@@ -107,8 +108,10 @@ class Session:
         if arrival is Arrival.EXECUTE:
             pace = self._paces.get(envelope.kind)
             if pace is not None and pace.cheap:
-                reply, seconds = timed(self._env.execute, envelope)
+                reply, seconds = self._inline.run(self._env.execute, envelope)
                 pace.record(seconds)
+                if reply is None:
+                    reply = self._give_up(envelope)
                 return self._numbering.answer(envelope.sequence, self._checked(envelope, reply))
             self._executing = asyncio.ensure_future(self._execute_in_thread(envelope, pace))
         if self._executing is None:
@@ -176,6 +179,7 @@ class SessionTable:
         self.source = source
         self.limits = limits
         self._workers = WorkerPool(source, limits.workers, limits.step_timeout_s)
+        self._inline = InlineRunner(limits.step_timeout_s)
         self._sessions: dict[str, Session] = {}
         self._reserved_envs = 0
         self._reserved_sessions = 0
@@ -208,7 +212,8 @@ class SessionTable:
         thread = SessionThread("agentgpt-session", asyncio.get_running_loop())
         try:
             job = thread.run(HostedEnv, self._workers.make, request)
-            session = Session(await asyncio.wait_for(job, self.limits.step_timeout_s), thread, self.limits)
+            env = await asyncio.wait_for(job, self.limits.step_timeout_s)
+            session = Session(env, thread, self._inline, self.limits)
         except BaseException as error:
             thread.end()
             self._release(envs)
@@ -323,6 +328,7 @@ class SessionTable:
             self.end(session)
         if self._ending:
             await asyncio.wait(list(self._ending), timeout=_CLOSE_TIMEOUT_S)
+        self._inline.close()
         await asyncio.to_thread(self._workers.close)
 
     def health(self) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -31,6 +33,7 @@ from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 from tests.conftest import ServeFunction
 from tests.support import wait_until
+from tests.wrappers.doomed_envs import HANG
 from tests.wrappers.odd_envs import CountingEnv, SlowEnv, StuckEnv
 
 
@@ -298,3 +301,21 @@ def test_close_ends_sessions_and_their_envs() -> None:
     with pytest.raises(ConnectionLost):
         env.step(0)
     env.close()
+
+
+def test_env_that_hangs_on_the_event_loop_is_interrupted() -> None:
+    options = "'tests.wrappers.doomed_envs:DoomedEnv', step_timeout_s=1.0, port=0, on_ready=print"
+    serving = f"from agentgpt_remote import serve; serve({options})"
+    with subprocess.Popen([sys.executable, "-uc", serving], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        with RemoteEnv(url=url) as env, RemoteEnv(url=url) as other:
+            env.reset()
+            other.reset()
+            for _ in range(20):  # so that it counts as cheap
+                env.step(0)
+            with pytest.raises(RemoteTimeout, match=r"longer than step_timeout_s=1"):
+                env.step(HANG)
+            assert other.step(0)[0].tolist() == [1, 1, 0]
+        process.terminate()
+        assert process.wait(20) == 0
