@@ -17,6 +17,7 @@ from agentgpt_remote.errors import AgentGPTError, ConnectionLost, RemoteTimeout
 from agentgpt_remote.frames import PROTOCOL_ERROR
 from agentgpt_remote.handshake import PROTOCOL_VERSION, Open, Refused, decode_from_client, encode_handshake, versions
 from agentgpt_remote.remote_errors import error_to_dict
+from agentgpt_remote.server.rest import rest_routes
 from agentgpt_remote.server.sessions import HostLimits, Session, SessionTable
 from agentgpt_remote.server.sources import EnvSource
 from agentgpt_remote.serving import NotFound, Receive, Scope, Send
@@ -43,6 +44,7 @@ def host_app(source: EnvSource, limits: HostLimits) -> Starlette:
     routes = [
         Route("/health", health),
         WebSocketRoute("/session", SessionEndpoint(table)),
+        *rest_routes(table),
         WebSocketRoute("/{path:path}", NotFound("this is an environment host: use /session")),
     ]
     return Starlette(routes=routes, lifespan=lifespan)

@@ -1,0 +1,324 @@
+"""What the REST interface takes and answers, and its OpenAPI description, made from the same structures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from agentgpt_remote._version import __version__
+
+SECRET_HEADER: Final = "X-Session-Secret"
+MAX_BODY_BYTES: Final = 8 * 1024 * 1024
+MAX_DEPTH: Final = 64
+MAX_ENVS: Final = 1024
+_MAX_INT: Final = 2**63 - 1
+
+Seed = Annotated[int, Meta(ge=0, le=_MAX_INT)]
+Sequence = Annotated[
+    int, Meta(ge=1, le=_MAX_INT, description="Number of this request; a repeated one is not executed.")
+]
+Number = int | float | Literal["NaN", "Infinity", "-Infinity"]
+
+
+class MakeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to make: one environment, or a vector of them where ``num_envs`` is given."""
+
+    source: Annotated[str, Meta(description="Environment that the host is expected to serve.")] | None = None
+    num_envs: Annotated[int, Meta(ge=1, le=MAX_ENVS)] | None = None
+    autoreset_mode: Literal["NextStep", "SameStep", "Disabled"] = "NextStep"
+    render_mode: str | None = None
+    kwargs: Annotated[dict[str, Any], Meta(description="Arguments of the environment's constructor.")] = {}
+
+
+class ResetRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Begin new episodes."""
+
+    seed: Seed | list[Seed | None] | None = None
+    options: dict[str, Any] | None = None
+    sequence: Sequence | None = None
+
+
+class StepRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Take one step; of a vector environment, one with each of its environments."""
+
+    action: Annotated[Any, Meta(description="Value of the action space; of a vector, of its batched action space.")]
+    sequence: Sequence | None = None
+
+
+class Spaces(msgspec.Struct, kw_only=True):
+    """Descriptions of the spaces; the batched ones are those of a vector environment."""
+
+    observation_space: dict[str, Any]
+    action_space: dict[str, Any]
+    batched_observation_space: dict[str, Any] | None = None
+    batched_action_space: dict[str, Any] | None = None
+
+
+class SessionInfo(msgspec.Struct, kw_only=True):
+    """A session and its environments; it ends when it is idle for ``idle_timeout_s`` seconds."""
+
+    session_id: str
+    source: str
+    num_envs: int | None
+    render_mode: str | None
+    metadata: dict[str, Any]
+    spec: dict[str, Any] | None
+    spaces: Spaces
+    next_sequence: int
+    idle_timeout_s: float
+
+
+class MadeSession(SessionInfo, kw_only=True):
+    """A new session, with the secret that every request about it must carry."""
+
+    secret: str
+
+
+class ResetReply(msgspec.Struct, kw_only=True):
+    """First observations; ``dropped_info`` names the infos that JSON can't hold."""
+
+    observation: Any
+    info: dict[str, Any]
+    dropped_info: list[str]
+    next_sequence: int
+
+
+class StepReply(msgspec.Struct, kw_only=True):
+    """Outcome of a step; of a vector environment with a list of rewards, and two of flags."""
+
+    observation: Any
+    reward: Number | list[Number]
+    terminated: bool | list[bool]
+    truncated: bool | list[bool]
+    info: dict[str, Any]
+    dropped_info: list[str]
+    next_sequence: int
+
+
+class Frame(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One of: text, a PNG image in base64, or an array that is no image as nested lists."""
+
+    text: str | None = None
+    png: str | None = None
+    array: list[Any] | None = None
+
+
+class RenderReply(msgspec.Struct, kw_only=True):
+    """Frames: one of a single environment, one for each of a vector, none where nothing was rendered."""
+
+    frames: list[Frame]
+
+
+class Health(msgspec.Struct, kw_only=True):
+    """State of the host."""
+
+    status: Literal["ok"]
+    version: str
+    protocol: int
+    source: str
+    sessions: int
+    envs: int
+    num_envs: int | None
+
+
+class ErrorDetail(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Class and text of an error; the host's traceback where the environment raised it.
+
+    ``next_sequence`` is there where the request was executed.
+    """
+
+    type: str
+    message: str
+    traceback: str | None = None
+    next_sequence: int | None = None
+
+
+class Problem(msgspec.Struct, kw_only=True):
+    """Why a request failed."""
+
+    error: ErrorDetail
+
+
+class Refused(msgspec.Struct, kw_only=True):
+    """Why a client is not let in: by the host's token (a text), or by the session's secret."""
+
+    error: str | ErrorDetail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One method of one path.
+
+    Attributes:
+        name: operation id; of the handler too.
+        method: HTTP method.
+        path: with ``{session_id}`` where it is about a session.
+        summary: what it does.
+        status: of success.
+        reply: body of success, ``None`` for none.
+        request: body of the request, ``None`` for none.
+        errors: other statuses.
+    """
+
+    name: str
+    method: str
+    path: str
+    summary: str
+    status: int = 200
+    reply: type[msgspec.Struct] | None = None
+    request: type[msgspec.Struct] | None = None
+    errors: tuple[int, ...] = ()
+
+
+_SESSION: Final = "/v1/sessions/{session_id}"
+_BODY: Final = (400, 413, 415, 422)
+OPERATIONS: Final = (
+    Operation(
+        name="make",
+        method="POST",
+        path="/v1/sessions",
+        summary="Make environments in a session of their own.",
+        status=201,
+        reply=MadeSession,
+        request=MakeRequest,
+        errors=(*_BODY, 404, 409, 429, 500, 504),
+    ),
+    Operation(
+        name="inspect",
+        method="GET",
+        path=_SESSION,
+        summary="Tell what a session holds and which sequence number is next.",
+        reply=SessionInfo,
+        errors=(404,),
+    ),
+    Operation(
+        name="close",
+        method="DELETE",
+        path=_SESSION,
+        summary="Close the environments and end the session.",
+        status=204,
+        errors=(404, 500, 504),
+    ),
+    Operation(
+        name="spaces",
+        method="GET",
+        path=f"{_SESSION}/spaces",
+        summary="Describe the observation and action spaces.",
+        reply=Spaces,
+        errors=(404,),
+    ),
+    Operation(
+        name="reset",
+        method="POST",
+        path=f"{_SESSION}/reset",
+        summary="Begin new episodes.",
+        reply=ResetReply,
+        request=ResetRequest,
+        errors=(*_BODY, 404, 409, 500, 504),
+    ),
+    Operation(
+        name="step",
+        method="POST",
+        path=f"{_SESSION}/step",
+        summary="Take one step.",
+        reply=StepReply,
+        request=StepRequest,
+        errors=(*_BODY, 404, 409, 500, 504),
+    ),
+    Operation(
+        name="render",
+        method="GET",
+        path=f"{_SESSION}/render",
+        summary="Render the environments in the render mode that they were made with.",
+        reply=RenderReply,
+        errors=(404, 409, 500, 504),
+    ),
+)
+_HEALTH: Final = Operation(
+    name="health", method="GET", path="/health", summary="Tell that the host is alive; needs no token.", reply=Health
+)
+_AT_THE_DOOR: Final = (401, 403)
+_REASONS: Final = {
+    400: "The body is not JSON, or nested too deeply.",
+    401: "A token is missing or wrong.",
+    403: "The session's secret is missing or wrong, or this host without a token takes local requests only.",
+    404: "There is no such session (any more), or the host serves another environment.",
+    409: "The environment can't take it: a step before a reset, an action outside its space, arguments that it "
+    "refuses, or a sequence number that is not the next.",
+    413: f"The body is over the limit: {MAX_BODY_BYTES} bytes, or the host's max_frame_bytes where that is less.",
+    415: "The content type is not application/json.",
+    422: "The body does not match this description.",
+    429: "The host is at its limit, which the message names.",
+    500: "The environment raised an error.",
+    504: "The environment took longer than the host's step_timeout_s; its session has ended where it hangs.",
+}
+
+
+def describe() -> dict[str, Any]:
+    """Return the OpenAPI 3.1 description."""
+    bodies = [kind for operation in (*OPERATIONS, _HEALTH) for kind in (operation.request, operation.reply) if kind]
+    kinds: list[type[msgspec.Struct]] = [*dict.fromkeys(bodies), Problem, Refused]
+    schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    refs = dict(zip(kinds, schemas, strict=True))
+    problems = {
+        str(status): {"description": reason, "content": _json(refs[Refused if status in _AT_THE_DOOR else Problem])}
+        for status, reason in _REASONS.items()
+    }
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in (*OPERATIONS, _HEALTH):
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _describe(operation, refs)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "agentgpt-remote environment host",
+            "version": __version__,
+            "description": "Gymnasium environments over HTTP. Floats that are not finite are the strings "
+            '"NaN", "Infinity" and "-Infinity".',
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "responses": problems,
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "The host's token. A host that was started without one needs none.",
+                }
+            },
+        },
+        "security": [{}, {"token": []}],
+    }
+
+
+def _describe(operation: Operation, refs: dict[type[msgspec.Struct], Any]) -> dict[str, Any]:
+    reply: dict[str, Any] = {"description": "Success."}
+    if operation.reply is not None:
+        reply["content"] = _json(refs[operation.reply])
+    errors = sorted((*operation.errors, *(() if operation is _HEALTH else _AT_THE_DOOR)))
+    described: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "responses": {str(operation.status): reply}
+        | {str(status): {"$ref": f"#/components/responses/{status}"} for status in errors},
+    }
+    if "{session_id}" in operation.path:
+        secret = {"type": "string", "description": "What make answered as secret."}
+        described["parameters"] = [
+            {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}},
+            {"name": SECRET_HEADER, "in": "header", "required": True, "schema": secret},
+        ]
+    if operation.request is not None:
+        required = any(field.required for field in msgspec.structs.fields(operation.request))
+        described["requestBody"] = {"required": required, "content": _json(refs[operation.request])}
+    if operation is _HEALTH:
+        described["security"] = []
+    return described
+
+
+def _json(schema: Any) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
