@@ -14,11 +14,19 @@ SECRET_HEADER: Final = "X-Session-Secret"
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 MAX_DEPTH: Final = 64
 MAX_ENVS: Final = 1024
-_MAX_INT: Final = 2**63 - 1
+_MAX_WHOLE: Final = 2**53 - 1  # every JSON library holds these exactly
 
-Seed = Annotated[int, Meta(ge=0, le=_MAX_INT)]
+# JSON Schema takes 1.0 for an integer, msgspec does not.
+Count = Annotated[float, Meta(ge=1, le=MAX_ENVS, multiple_of=1)]
+Seed = Annotated[float, Meta(ge=0, le=_MAX_WHOLE, multiple_of=1)]
 Sequence = Annotated[
-    int, Meta(ge=1, le=_MAX_INT, description="Number of this request; a repeated one is not executed.")
+    float,
+    Meta(
+        ge=1,
+        le=_MAX_WHOLE,
+        multiple_of=1,
+        description="Number of this request; a repeated one is answered once more and not executed.",
+    ),
 ]
 Number = int | float | Literal["NaN", "Infinity", "-Infinity"]
 
@@ -27,7 +35,7 @@ class MakeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What to make: one environment, or a vector of them where ``num_envs`` is given."""
 
     source: Annotated[str, Meta(description="Environment that the host is expected to serve.")] | None = None
-    num_envs: Annotated[int, Meta(ge=1, le=MAX_ENVS)] | None = None
+    num_envs: Count | None = None
     autoreset_mode: Literal["NextStep", "SameStep", "Disabled"] = "NextStep"
     render_mode: str | None = None
     kwargs: Annotated[dict[str, Any], Meta(description="Arguments of the environment's constructor.")] = {}
@@ -299,6 +307,13 @@ def _describe(operation: Operation, refs: dict[type[msgspec.Struct], Any]) -> di
     reply: dict[str, Any] = {"description": "Success."}
     if operation.reply is not None:
         reply["content"] = _json(refs[operation.reply])
+    if operation.reply is MadeSession:
+        parameters = {
+            "path.session_id": "$response.body#/session_id",
+            f"header.{SECRET_HEADER}": "$response.body#/secret",
+        }
+        others = [other.name for other in OPERATIONS if _SESSION in other.path]
+        reply["links"] = {name: {"operationId": name, "parameters": parameters} for name in others}
     errors = sorted((*operation.errors, *(() if operation is _HEALTH else _AT_THE_DOOR)))
     described: dict[str, Any] = {
         "operationId": operation.name,

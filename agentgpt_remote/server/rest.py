@@ -107,7 +107,7 @@ def _refusal(error: BaseException | dict[str, str], *, arguments: bool = False) 
     fields = error if isinstance(error, dict) else error_to_dict(error)
     unknown = 409 if arguments and fields["origin"] != _OWN_ORIGIN else 500
     status = unknown if fields["origin"] == "env" else _STATUS.get(fields["type"], unknown)
-    traceback = fields["traceback"] or None
+    traceback = fields["traceback"] if status == 500 and fields["traceback"] else None
     return _Refusal(status, ErrorDetail(type=fields["type"], message=fields["message"], traceback=traceback))
 
 
@@ -202,7 +202,7 @@ class _RestSession:
         return await self._answer(len(envelope.data), ResetReply, info, observation=observation)
 
     def _reset_arguments(self, asked: ResetRequest) -> tuple[Any, dict[str, Any] | None]:
-        seed, options, count = asked.seed, asked.options, self._num_envs
+        seed, options, count = _whole(asked.seed), asked.options, self._num_envs
         if isinstance(seed, list) and len(seed) != count:
             expected = "one number" if count is None else f"one number, or a list of {count}"
             raise InvalidAction(f"seed is a list of {len(seed)}: expected {expected}")
@@ -303,7 +303,7 @@ class RestApi:
         asked = await self._read(request, MakeRequest)
         message = Open(
             source=asked.source,
-            num_envs=asked.num_envs,
+            num_envs=_whole(asked.num_envs),
             autoreset_mode=asked.autoreset_mode,
             render_mode=asked.render_mode,
             kwargs=pack_value(asked.kwargs),
@@ -413,6 +413,13 @@ class RestApi:
             _logger.info("session idle session=%s after_s=%g", session.info.session_id, self._idle_timeout_s)
         self._sessions.pop(session.info.session_id, None)
         self._table.end(session.session)
+
+
+def _whole(number: Any) -> Any:
+    """Return whole floats, or a list of them, as integers."""
+    if isinstance(number, list):
+        return [_whole(item) for item in number]
+    return None if number is None else int(number)
 
 
 def _no_session(session_id: str) -> _Refusal:
