@@ -277,7 +277,11 @@ class SessionTable:
             ConnectionLost: there is none by that id and secret (any more).
         """
         session = self._sessions.get(message.session_id)
-        if session is None or session.ended or not hmac.compare_digest(session.secret, message.secret):
+        if (
+            session is None
+            or session.ended
+            or not hmac.compare_digest(session.secret.encode(), message.secret.encode())
+        ):
             raise ConnectionLost(
                 f"session {message.session_id} can't be resumed: it ended, or was lost for longer than "
                 f"{self.limits.resume_window_s:g} s, or belongs to another client. Make the environment again"
