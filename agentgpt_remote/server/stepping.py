@@ -1,0 +1,44 @@
+"""The vector environment of a session: Gymnasium's own, with less work around each step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import concatenate, iterate
+
+
+class HostVectorEnv(SyncVectorEnv):
+    """Steps its environments in turn, with the results of ``SyncVectorEnv`` to the bit.
+
+    What it returns is its own memory, which the next step changes: a reply holds it before that.
+    """
+
+    def __init__(self, env_fns: Any, autoreset_mode: AutoresetMode) -> None:
+        super().__init__(env_fns, copy=False, autoreset_mode=autoreset_mode)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the environments, or reset those that are due."""
+        mode, due, observations = self.autoreset_mode, self._autoreset_envs.tolist(), self._env_obs
+        if mode is AutoresetMode.DISABLED and any(due):
+            names = ", ".join(str(index) for index, is_due in enumerate(due) if is_due)
+            raise AssertionError(f"the episodes of environments {names} have ended: reset them with reset_mask")
+        self._rewards = rewards = np.zeros(self.num_envs, np.float64)
+        self._terminations = terminations = np.zeros(self.num_envs, np.bool_)
+        self._truncations = truncations = np.zeros(self.num_envs, np.bool_)
+        infos: dict[str, Any] = {}
+        for index, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
+            if due[index] and mode is AutoresetMode.NEXT_STEP:
+                observations[index], info = env.reset()
+            else:
+                observations[index], reward, terminated, truncated, info = env.step(action)
+                rewards[index], terminations[index], truncations[index] = reward, terminated, truncated
+                if (terminated or truncated) and mode is AutoresetMode.SAME_STEP:
+                    infos = self._add_info(infos, {"final_obs": observations[index], "final_info": info}, index)
+                    observations[index], info = env.reset()
+            if info:
+                infos = self._add_info(infos, info, index)
+        self._observations = concatenate(self.single_observation_space, observations, self._observations)
+        self._autoreset_envs = terminations | truncations
+        return self._observations, rewards, terminations, truncations, infos
