@@ -16,6 +16,7 @@ from gymnasium.error import NameNotFound
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from agentgpt_remote.errors import ConfigError
+from agentgpt_remote.server.envpool_source import PREFIX, EnvPoolEnv, EnvPoolVectorEnv, find_envpool
 
 AnyEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 Source = str | EnvSpec | Callable[..., Any] | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
@@ -153,11 +154,12 @@ def resolve_source(source: Source) -> EnvSource:
     """Find out what a source stands for.
 
     Args:
-        source: ``CartPole-v1``, ``package.module:Name-v0``, ``package.module:factory``, a spec, a callable
-            that returns an environment, or an environment.
+        source: ``CartPole-v1``, ``package.module:Name-v0``, ``package.module:factory``, ``envpool:ID``, a spec, a
+            callable that returns an environment, or an environment.
 
     Raises:
         NameNotFound: no such id; names the closest. Gymnasium's other lookup errors as they are.
+        DependencyNotInstalled: the source needs a package that is missing; names the command.
         ConfigError: the module or the attribute in it does not exist, or the source is something else.
     """
     resolved = _resolve(source)
@@ -178,6 +180,8 @@ def _resolve(source: Source) -> EnvSource:
 
 
 def _resolve_text(source: str) -> EnvSource:
+    if source.startswith(PREFIX):
+        return _from_envpool(source.removeprefix(PREFIX))
     module_name, colon, name = source.partition(":")
     if not colon:
         return _from_spec(_find_spec(source), source)
@@ -195,6 +199,16 @@ def _resolve_text(source: str) -> EnvSource:
     close = difflib.get_close_matches(name, dir(module), n=1)
     hint = f" Did you mean: `{close[0]}`?" if close else ""
     raise ConfigError(f"can't serve {source!r}: {module_name} has no callable {name!r}.{hint}")
+
+
+def _from_envpool(env_id: str) -> EnvSource:
+    find_envpool(env_id)
+
+    def make_vector(request: EnvRequest, num_envs: int) -> EnvPoolVectorEnv:
+        options = request.constructor_kwargs()
+        return EnvPoolVectorEnv(env_id, num_envs, autoreset_mode=request.autoreset_mode, **options)
+
+    return EnvSource(f"{PREFIX}{env_id}", partial(EnvPoolEnv, env_id), env_id=env_id, make_vector=make_vector)
 
 
 def _find_spec(env_id: str) -> EnvSpec:

@@ -154,7 +154,10 @@ class SB3VecEnv(VecEnv):
 
     def has_attr(self, attr_name: str) -> bool:
         """Tell whether all environments have an attribute, without reading or calling it."""
-        return all(self._of_each(self.envs.call, "has_wrapper_attr", attr_name))
+        try:
+            return all(self._of_each(self.envs.call, "has_wrapper_attr", attr_name))
+        except AttributeError:  # a vector environment of its own kind
+            return bool(super().has_attr(attr_name))
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return an attribute of each environment, public names only; of a method, what it returns.
