@@ -71,7 +71,7 @@ def info_to_json(info: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for key, value in info.items():
         try:
             held[str(key)] = to_json(value)
-        except NotSendable:
+        except (NotSendable, RecursionError):
             dropped.append(str(key))
     for key in dropped:
         held.pop(f"_{key}", None)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agentgpt_remote.jsonable import to_json
-from agentgpt_remote.server.openapi import Frame
+from agentgpt_remote.server.rest_messages import Frame
 
 _COLOR_TYPE = {1: 0, 3: 2, 4: 6}  # gray, RGB, RGBA
 
