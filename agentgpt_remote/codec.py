@@ -3,7 +3,9 @@
 A layout is the list of a space's leaves, depth first; the buffer of ``n`` values holds each leaf's array
 of shape ``(n, *leaf.shape)`` in C order, at offsets aligned to 16 bytes. Nothing is named or described in
 the buffer. A value that does not match the space exactly (another dtype, shape or container) does not
-fit, and the caller sends it with :func:`pack_value` instead: it is never cast.
+fit, and the caller sends it with :func:`pack_value` instead: it is never cast. A space that holds a Text,
+Sequence, Graph or OneOf has no fixed layout: nothing fits, and everything is packed. Dicts of a fixed layout
+arrive with their keys in the order of the space.
 
 Example:
     >>> import numpy as np
@@ -27,7 +29,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from agentgpt_remote.errors import UnsupportedSpace
+from agentgpt_remote.errors import ProtocolError
 from agentgpt_remote.packing import pack_info, pack_value, unpack_value
 
 __all__ = ["DOES_NOT_FIT", "NUMPY_SCALARS", "PYTHON_INTS", "Layout", "Leaf", "pack_info", "pack_value", "unpack_value"]
@@ -70,16 +72,15 @@ class Layout:
 
     Attributes:
         leaves: its arrays, in the order of the buffer.
-
-    Raises:
-        UnsupportedSpace: the space holds one that has no fixed layout.
+        is_fixed: whether the space has such a layout; if not, no value fits.
     """
 
     def __init__(self, space: gym.Space[Any]) -> None:
         leaves: list[Leaf] = []
-        self._flatten, self._build = _compile(space, (), leaves)
+        self.is_fixed = _is_fixed(space)
+        self._flatten, self._build = _compile(space, (), leaves) if self.is_fixed else (_fits_nothing, _build_nothing)
         self.leaves = tuple(leaves)
-        self._single = leaves[0] if len(leaves) == 1 and isinstance(space, _LEAF_SPACES) else None
+        self._single = leaves[0] if self.is_fixed and type(space) in _LEAF_SPACES else None
         self._single_padding = _PADDING[-self._single.nbytes % _ALIGNMENT] if self._single is not None else b""
         self._single_size = math.prod(self._single.shape) if self._single is not None else 0
         self._plans: dict[int, tuple[tuple[tuple[Leaf, int, int], ...], int]] = {}
@@ -184,6 +185,9 @@ class Layout:
             offset: where the batch begins, in bytes.
             n: number of values.
             copy: whether arrays own their memory; by default small ones do and large ones view ``buffer``.
+
+        Raises:
+            ProtocolError: the space has no fixed layout.
         """
         arrays = []
         for leaf, start, _ in self._plan(n)[0]:
@@ -200,6 +204,9 @@ class Layout:
             offset: where the value begins, in bytes.
             scalars: what :meth:`one_parts` returned.
             copy: as for :meth:`decode_batch`.
+
+        Raises:
+            ProtocolError: the space has no fixed layout.
         """
         if self._single is not None:
             return self._decode_single(self._single, buffer, offset, scalars, copy)
@@ -245,20 +252,34 @@ _Flatten = Callable[[Any, list[Any]], bool]
 _Build = Callable[[Any], Any]
 
 
-def _compile(space: gym.Space[Any], path: tuple[str | int, ...], leaves: list[Leaf]) -> tuple[_Flatten, _Build]:
-    """Append the leaves of ``space`` and return how to take a value apart and put it together."""
-    if type(space) in _LEAF_SPACES:
-        is_scalar = isinstance(space, spaces.Discrete)
-        shape = () if is_scalar else tuple(space.shape or ())
-        leaves.append(Leaf(path=path, dtype=np.dtype(space.dtype), shape=shape, is_scalar=is_scalar))
-        return _flatten_leaf, next
+def _is_fixed(space: gym.Space[Any]) -> bool:
     if type(space) is spaces.Dict:
+        return all(map(_is_fixed, space.spaces.values()))
+    if type(space) is spaces.Tuple:
+        return all(map(_is_fixed, space.spaces))
+    return type(space) in _LEAF_SPACES and np.dtype(space.dtype).isnative
+
+
+def _fits_nothing(_: Any, __: list[Any]) -> bool:
+    return False
+
+
+def _build_nothing(_: Any) -> Any:
+    raise ProtocolError("raw values came for a space that has no fixed layout, expected them packed")
+
+
+def _compile(space: gym.Space[Any], path: tuple[str | int, ...], leaves: list[Leaf]) -> tuple[_Flatten, _Build]:
+    """Append the leaves of a space that is fixed; return how to take a value apart and put it together."""
+    if isinstance(space, spaces.Dict):
         keys = tuple(space.spaces)
         children = [_compile(space.spaces[key], (*path, key), leaves) for key in keys]
         return _dict_functions(keys, children)
-    if type(space) is spaces.Tuple:
+    if isinstance(space, spaces.Tuple):
         return _tuple_functions([_compile(item, (*path, i), leaves) for i, item in enumerate(space.spaces)])
-    raise UnsupportedSpace(f"a {type(space).__name__} has no fixed layout (at {list(path)})")
+    is_scalar = isinstance(space, spaces.Discrete)
+    shape = () if is_scalar else tuple(space.shape or ())
+    leaves.append(Leaf(path=path, dtype=np.dtype(space.dtype), shape=shape, is_scalar=is_scalar))
+    return _flatten_leaf, next
 
 
 def _flatten_leaf(value: Any, out: list[Any]) -> bool:

@@ -1,8 +1,11 @@
 """Any value of an info, exactly: msgpack with extension types, never pickle.
 
-What arrives is what was sent: numpy arrays keep dtype and shape, numpy scalars stay numpy scalars,
-tuples stay tuples, ``nan`` keeps its bits. A value of any other type is refused with its place rather
-than turned into a string.
+What arrives is what was sent: numpy arrays keep dtype and shape, numpy scalars (``str_`` and ``datetime64``
+too) stay numpy scalars, tuples stay tuples, ``nan`` keeps its bits. A value of any other type is refused
+with its place rather than turned into a string: named tuples other than Gymnasium's ``GraphInstance``, enums,
+dataclasses, tensors, masked arrays, and subclasses of what can be sent would need their class on the other
+side. In an info, such a value is left out and told; a dict of another class arrives as a plain dict, and
+is told as well.
 
 Example:
     >>> unpack_value(pack_value({"lives": (3, None), "score": 1 + 2j}))
@@ -21,12 +24,15 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+from gymnasium.spaces import GraphInstance
 
 from agentgpt_remote.errors import NotSendable, ProtocolError
 
 _ARRAY, _SCALAR, _TUPLE, _COMPLEX, _BIG_INT, _SET, _FROZENSET, _MAP, _OBJECTS, _BYTEARRAY, _ORDERED = range(1, 12)
+_GRAPH = 12
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 _MAX_DIMENSIONS = 64
+_MAX_PRUNED_DEPTH = 32
 _Ext = msgspec.msgpack.Ext
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -36,7 +42,7 @@ def pack_value(value: Any) -> bytes:
 
     Args:
         value: ``None``, bool, int of any size, float, complex, str, bytes, bytearray, numpy array (of objects
-            too) or scalar, or list, tuple, set, frozenset, dict and OrderedDict of them.
+            too) or scalar, or list, tuple, set, frozenset, dict, OrderedDict and ``GraphInstance`` of them.
 
     Raises:
         NotSendable: the value, or one inside it, has another type; the text names its place.
@@ -63,26 +69,58 @@ def unpack_value(data: bytes | bytearray | memoryview) -> Any:
         raise ProtocolError(f"a packed value is damaged: {type(error).__name__}") from error
 
 
-def pack_info(info: dict[str, Any]) -> tuple[bytes, list[str]]:
-    """Return the bytes of an info and the keys that had to be left out of it.
+def pack_info(info: Any) -> tuple[bytes, dict[str, str]]:
+    """Return the bytes of an info, and what is told of the parts that can't be sent.
 
-    A key whose value can't be sent is left out together with its mask, the ``_key`` of a vector env's infos.
+    Of nested dicts, only the parts that can't be sent are left out, each together with its mask, the ``_key`` of a
+    vector env's infos. A dict of another class is sent as a plain one.
+
+    Returns:
+        The bytes, and a sentence for each of those places, such as ``camera.driver``.
     """
     try:
-        return pack_value(info), []
-    except NotSendable:
-        dropped = [key for key, value in info.items() if not _sendable(key, value)]
-    masks = {f"_{key}" for key in dropped}
-    kept = {key: value for key, value in info.items() if key not in dropped and key not in masks}
-    return pack_value(kept), [str(key) for key in dropped]
+        return pack_value(info), {}
+    except NotSendable as error:
+        told: dict[str, str] = {}
+        if isinstance(info, dict):
+            return pack_value(_sendable_part(info, (), (), told)), told
+        return pack_value({}), {"info": f"info is left out: {error}"}
 
 
-def _sendable(key: Any, value: Any) -> bool:
-    try:
-        pack_value({key: value})
-    except NotSendable:
-        return False
-    return True
+def _sendable_part(
+    info: dict[Any, Any], path: tuple[str, ...], parents: tuple[int, ...], told: dict[str, str]
+) -> dict[Any, Any]:
+    parents = (*parents, id(info))
+    kept = OrderedDict[Any, Any]() if type(info) is OrderedDict else dict[Any, Any]()
+    if type(info) not in (dict, OrderedDict):
+        told[".".join(path) or "info"] = f"{_shown(path)} is a {_name(info)}, and arrives as a plain dict"
+    masks = set()
+    for key, value in info.items():
+        try:
+            pack_value([key, value])
+        except NotSendable as error:
+            is_plain = type(key) in (str, int)
+            inside = (*path, str(key) if is_plain else f"<{_name(key)}>")
+            is_endless = id(value) in parents or len(parents) == _MAX_PRUNED_DEPTH
+            if isinstance(value, dict) and is_plain and not is_endless:
+                kept[key] = _sendable_part(value, inside, parents, told)
+            else:
+                told[".".join(inside)] = f"{_shown(inside)} is left out: {error}"
+                masks.add(f"_{key}")
+        else:
+            kept[key] = value
+    for mask in masks & kept.keys():
+        if isinstance(kept[mask], np.ndarray) and kept[mask].dtype == np.bool_:
+            del kept[mask]
+    return kept
+
+
+def _shown(path: tuple[str, ...]) -> str:
+    return "info" + "".join(f"[{name!r}]" for name in path)
+
+
+def _name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _prepared(value: Any) -> Any:
@@ -93,11 +131,8 @@ def _prepared(value: Any) -> Any:
     writer = _WRITERS.get(kind)
     if writer is not None:
         return writer(value)
-    if isinstance(value, np.generic):
-        return _prepared_scalar(value)
     raise NotSendable(
-        f"a {kind.__module__}.{kind.__qualname__} can't be sent: expected numbers, strings, numpy arrays, "
-        "or lists, tuples and dicts of them"
+        f"a {_name(value)} can't be sent: expected numbers, strings, numpy arrays, or lists, tuples and dicts of them"
     )
 
 
@@ -128,11 +163,13 @@ def _pairs(value: dict[Any, Any]) -> bytes:
 
 
 @functools.lru_cache(maxsize=256)
-def _dtype_token(dtype: np.dtype[Any]) -> bytes:
-    if dtype.hasobject or dtype.kind == "T":
-        raise NotSendable(f"a numpy value of dtype {dtype} can't be sent")
+def _dtype_token(dtype: np.dtype[Any], is_record: bool) -> bytes:
     text = dtype.str if dtype.names is None else repr(np.lib.format.dtype_to_descr(dtype))
     token = text.encode("ascii", "backslashreplace")
+    is_plain = not dtype.hasobject and dtype.kind != "T"
+    # Extensions of numpy call their types plain bytes here, and a record array's dtype equals its plain one.
+    if not is_plain or _dtype_of(token) != dtype or is_record:
+        raise NotSendable(f"a numpy value of dtype {dtype} can't be sent")
     return len(token).to_bytes(2, "little") + token
 
 
@@ -141,11 +178,13 @@ def _prepared_array(value: np.ndarray) -> Any:
         content = [list(value.shape), _prepared_list(value.ravel().tolist())]
         return _Ext(_OBJECTS, _encode(content))
     shape = struct.pack(f"<B{value.ndim}Q", value.ndim, *value.shape)
-    return _Ext(_ARRAY, b"".join((_dtype_token(value.dtype), shape, value.tobytes())))
+    return _Ext(_ARRAY, b"".join((_dtype_token(value.dtype, value.dtype.type is np.record), shape, value.tobytes())))
 
 
 def _prepared_scalar(value: np.generic) -> Any:
-    return _Ext(_SCALAR, _dtype_token(value.dtype) + value.tobytes())
+    dtype = value.dtype
+    raw = value.tobytes()[: dtype.itemsize]  # numpy gives one character for an empty string
+    return _Ext(_SCALAR, _dtype_token(dtype, False) + raw)
 
 
 @functools.lru_cache(maxsize=256)
@@ -176,13 +215,16 @@ def _read_array(data: memoryview) -> np.ndarray:
     return np.frombuffer(raw, dtype).reshape(shape).copy()
 
 
-def _read_scalar(data: memoryview) -> np.generic:
+def _read_scalar(data: memoryview) -> Any:
     dtype, start = _read_dtype(data)
-    if not dtype.itemsize:  # an empty numpy string
-        empty: np.generic = dtype.type()
-        return empty
-    scalar: np.generic = np.frombuffer(data[start:], dtype, count=1)[0]
-    return scalar
+    raw = bytes(data[start:])
+    if len(raw) != dtype.itemsize:
+        raise ProtocolError(f"a numpy scalar of dtype {dtype} has {len(raw)} bytes")
+    if dtype.kind == "S":  # an array's element would lack the zeros at its end
+        return np.bytes_(raw)
+    if dtype.kind == "U":
+        return np.str_(raw.decode("utf-32-le" if dtype.str[0] == "<" else "utf-32-be", "surrogatepass"))
+    return np.ndarray((), dtype, bytearray(raw))[()]
 
 
 def _read_objects(data: memoryview) -> np.ndarray:
@@ -211,13 +253,14 @@ _WRITERS: Final[dict[type[Any], Callable[[Any], Any]]] = {
     list: _prepared_list,
     dict: _prepared_dict,
     np.ndarray: _prepared_array,
-    np.float64: _prepared_scalar,
     tuple: lambda value: _Ext(_TUPLE, _encode(_prepared_list(value))),
     complex: lambda value: _Ext(_COMPLEX, struct.pack("<dd", value.real, value.imag)),
     set: lambda value: _Ext(_SET, _encode(_prepared_list(value))),
     frozenset: lambda value: _Ext(_FROZENSET, _encode(_prepared_list(value))),
     bytearray: lambda value: _Ext(_BYTEARRAY, bytes(value)),
     OrderedDict: lambda value: _Ext(_ORDERED, _pairs(value)),
+    GraphInstance: lambda value: _Ext(_GRAPH, _encode(_prepared_list(value))),
+    **{kind: _prepared_scalar for kind in np.sctypeDict.values() if kind is not np.object_},
 }
 _READERS: Final[dict[int, Callable[[memoryview], Any]]] = {
     _ARRAY: _read_array,
@@ -231,4 +274,5 @@ _READERS: Final[dict[int, Callable[[memoryview], Any]]] = {
     _OBJECTS: _read_objects,
     _BYTEARRAY: lambda data: bytearray(data),
     _ORDERED: lambda data: OrderedDict(_read_map(data)),
+    _GRAPH: lambda data: GraphInstance(*_decoder.decode(data)),
 }

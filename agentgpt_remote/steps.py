@@ -2,19 +2,21 @@
 
 A reply to a step holds the observation's raw layout, then rewards (float64) and, for vector envs,
 terminations and truncations (one byte each). Infos ride behind as a packed value and cost nothing when
-empty. What does not match the spaces exactly (a Python list as an action, a float32 reward) rides in the
-packed value as a whole, so that nothing is ever cast.
+empty. What does not match the spaces exactly (a Python list as an action, a float32 reward), and what has no
+fixed layout (Text, Sequence, Graph and OneOf, in any nest), rides in the packed value as a whole, so that
+nothing is ever cast. Where parts of an info can't be sent, the packed value holds a sentence for each.
 """
 
 from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
 from agentgpt_remote.codec import DOES_NOT_FIT, NUMPY_SCALARS, PYTHON_INTS, Layout
 from agentgpt_remote.errors import InvalidAction, NotSendable, ProtocolError
@@ -25,14 +27,14 @@ TERMINATED: Final = 1
 TRUNCATED: Final = 2
 INTS: Final = 4  # Discrete values are Python ints, not numpy scalars
 IRREGULAR: Final = 8  # the packed value holds everything
-DROPPED: Final = 16  # the packed value also names the infos that could not be sent
+DROPPED: Final = 16  # the packed value also tells what of the infos could not be sent
 _REWARD_SHIFT: Final = 6
 _REWARD_TYPES: Final[tuple[type[Any], ...]] = (float, np.float64, int, np.float32)
 _REWARD_BITS: Final = {kind: index << _REWARD_SHIFT for index, kind in enumerate(_REWARD_TYPES)}
 _REWARD: Final = struct.Struct("<d")
 _MAX_EXACT_INT: Final = 2**53
 
-DroppedCallback = Callable[[Sequence[str]], None]
+DroppedCallback = Callable[[dict[str, str]], None]
 Payload = tuple[list[Any], int, bytes]  # raw buffers, flags, packed value
 
 
@@ -59,7 +61,7 @@ class StepCodec(Protocol):
 
 
 class _Infos:
-    """Infos behind the raw buffers; tells of the keys that the host could not send, or warns once for each."""
+    """Infos behind the raw buffers; tells of the parts that the host could not send, or warns once for each."""
 
     def __init__(self, on_dropped: DroppedCallback | None) -> None:
         self._on_dropped = on_dropped or self._warn
@@ -69,41 +71,61 @@ class _Infos:
     def encode(info: dict[str, Any]) -> tuple[int, bytes]:
         if not info:
             return 0, b""
-        data, dropped = pack_info(info)
-        return (DROPPED, pack_value([data, dropped])) if dropped else (0, data)
+        data, told = pack_info(info)
+        return (DROPPED, pack_value([data, told])) if told else (0, data)
 
     def decode(self, envelope: Envelope) -> dict[str, Any]:
         if not envelope.extras:
             return {}
-        info = unpack_value(envelope.extras_data)
         if envelope.flags & DROPPED:
-            info, dropped = unpack_value(info[0]), info[1]
-            self._on_dropped(dropped)
+            data, told = _unpack(envelope, 2)
+            self._on_dropped(_checked(told))
+            info = unpack_value(data)
+        else:
+            info = unpack_value(envelope.extras_data)
         if type(info) is not dict:
             raise ProtocolError(f"an info is a {type(info).__name__}, expected a dict")
         return info
 
-    def encode_irregular(self, values: tuple[Any, ...]) -> Payload:
+    @staticmethod
+    def encode_irregular(values: tuple[Any, ...]) -> Payload:
+        """Return the payload of a reply as a whole.
+
+        Raises:
+            NotSendable: what is beside the info holds a value that can't be sent.
+        """
         *rest, info = values
-        if type(info) is not dict:
-            return [], IRREGULAR, pack_value([rest, pack_value(info), []])
-        data, dropped = pack_info(info)
-        return [], IRREGULAR, pack_value([rest, data, dropped])
+        data, told = pack_info(info)
+        try:
+            return [], IRREGULAR, pack_value([rest, data, told])
+        except NotSendable as error:
+            raise NotSendable(f"the observation or the reward can't be sent: {error}") from error
 
-    def decode_irregular(self, envelope: Envelope) -> tuple[Any, ...]:
-        rest, info, dropped = unpack_value(envelope.extras_data)
-        self._on_dropped(dropped)
-        return (*rest, unpack_value(info))
+    def decode_irregular(self, envelope: Envelope, count: int) -> tuple[Any, ...]:
+        rest, data, told = _unpack(envelope, 3)
+        if type(rest) is not list or len(rest) != count - 1:
+            raise ProtocolError(f"a reply does not hold {count} values")
+        self._on_dropped(_checked(told))
+        return (*rest, unpack_value(data))
 
-    def _warn(self, dropped: Sequence[str]) -> None:
-        for key in dropped:
-            if key not in self._warned:
-                self._warned.add(key)
-                warnings.warn(
-                    f"info[{key!r}] is left out: the environment's host can't send a value of its type. "
-                    "Put numbers, strings, numpy arrays, or lists, tuples and dicts of them there",
-                    stacklevel=2,
-                )
+    def _warn(self, told: dict[str, str]) -> None:
+        for place, text in told.items():
+            if place not in self._warned:
+                self._warned.add(place)
+                warnings.warn(text, stacklevel=2)
+
+
+def _checked(told: Any) -> dict[str, str]:
+    if type(told) is not dict:
+        raise ProtocolError(f"what is told of an info is a {type(told).__name__}, expected a dict")
+    return told
+
+
+def _unpack(envelope: Envelope, count: int) -> list[Any]:
+    values = unpack_value(envelope.extras_data)
+    if type(values) is not list or len(values) != count:
+        raise ProtocolError(f"a packed value does not hold {count} parts")
+    return values
 
 
 class EnvCodec:
@@ -112,10 +134,7 @@ class EnvCodec:
     Args:
         observation_space: its observation space.
         action_space: its action space.
-        on_dropped: is told the infos that the host could not send, instead of a warning.
-
-    Raises:
-        UnsupportedSpace: a space has no fixed layout.
+        on_dropped: is told the parts of infos that the host could not send, with a sentence each, instead of a warning.
     """
 
     def __init__(
@@ -168,7 +187,7 @@ class EnvCodec:
         """Return observation, reward, terminated, truncated and info."""
         flags = envelope.flags
         if flags & IRREGULAR:
-            return self._infos.decode_irregular(envelope)
+            return self._infos.decode_irregular(envelope, 5)
         observation = self._observations.decode_one(envelope.data, HEADER_BYTES, _scalars(envelope))
         reward: Any = _REWARD.unpack_from(envelope.data, self._reward_at)[0]
         reward_type = flags >> _REWARD_SHIFT
@@ -190,7 +209,7 @@ class EnvCodec:
     def decode_reset(self, envelope: Envelope) -> Any:
         """Return observation and info."""
         if envelope.flags & IRREGULAR:
-            return self._infos.decode_irregular(envelope)
+            return self._infos.decode_irregular(envelope, 2)
         observation = self._observations.decode_one(envelope.data, HEADER_BYTES, _scalars(envelope))
         return observation, self._infos.decode(envelope)
 
@@ -202,10 +221,7 @@ class VectorCodec:
         single_observation_space: observation space of one environment.
         single_action_space: action space of one environment.
         num_envs: how many there are.
-        on_dropped: is told the infos that the host could not send, instead of a warning.
-
-    Raises:
-        UnsupportedSpace: a space has no fixed layout.
+        on_dropped: as for :class:`EnvCodec`.
     """
 
     def __init__(
@@ -216,6 +232,7 @@ class VectorCodec:
         on_dropped: DroppedCallback | None = None,
     ) -> None:
         self._observations, self._actions = Layout(single_observation_space), Layout(single_action_space)
+        self._action_space = single_action_space
         self._n = num_envs
         self._rewards_at = HEADER_BYTES + self._observations.nbytes(num_envs)
         self._infos = _Infos(on_dropped)
@@ -229,16 +246,16 @@ class VectorCodec:
         parts: list[Any] = []
         if self._actions.batch_parts(actions, self._n, parts):
             return parts, 0, b""
-        self._check_count(actions, "actions")
+        self._check_count(self._action_space, actions, "actions")
         return [], IRREGULAR, _pack_action(actions)
 
-    def _check_count(self, actions: Any, where: str) -> None:
-        if isinstance(actions, dict):
-            for key, part in actions.items():
-                self._check_count(part, f"{where}[{key!r}]")
-        elif isinstance(actions, tuple) and any(isinstance(part, (np.ndarray, dict, tuple)) for part in actions):
-            for index, part in enumerate(actions):
-                self._check_count(part, f"{where}[{index}]")
+    def _check_count(self, space: gym.Space[Any], actions: Any, where: str) -> None:
+        if isinstance(space, spaces.Dict) and isinstance(actions, dict):
+            for key in actions.keys() & space.spaces.keys():
+                self._check_count(space.spaces[key], actions[key], f"{where}[{key!r}]")
+        elif isinstance(space, spaces.Tuple) and isinstance(actions, tuple) and len(actions) == len(space.spaces):
+            for index, (subspace, part) in enumerate(zip(space.spaces, actions, strict=True)):
+                self._check_count(subspace, part, f"{where}[{index}]")
         else:
             is_batch = actions.ndim > 0 if isinstance(actions, np.ndarray) else hasattr(actions, "__len__")
             count = len(actions) if is_batch else None
@@ -275,7 +292,7 @@ class VectorCodec:
     def decode_step(self, envelope: Envelope) -> Any:
         """Return observations, rewards, terminations, truncations and infos."""
         if envelope.flags & IRREGULAR:
-            return self._infos.decode_irregular(envelope)
+            return self._infos.decode_irregular(envelope, 5)
         n, data, start = self._n, envelope.data, self._rewards_at
         observations = self._observations.decode_batch(data, HEADER_BYTES, n)
         rewards = np.frombuffer(data, np.float64, n, start).copy()
@@ -296,7 +313,7 @@ class VectorCodec:
     def decode_reset(self, envelope: Envelope) -> Any:
         """Return observations and infos."""
         if envelope.flags & IRREGULAR:
-            return self._infos.decode_irregular(envelope)
+            return self._infos.decode_irregular(envelope, 2)
         return self._observations.decode_batch(envelope.data, HEADER_BYTES, self._n), self._infos.decode(envelope)
 
 

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import math
-from collections import OrderedDict
-from typing import Any
+from collections import Counter, OrderedDict, defaultdict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import msgspec
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Text, Tuple
+import torch
+from gymnasium.spaces import Box, Dict, Discrete, GraphInstance, MultiBinary, Tuple
 from gymnasium.vector.utils import batch_space
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentgpt_remote.codec import DOES_NOT_FIT, NUMPY_SCALARS, PYTHON_INTS, Layout, pack_info, pack_value, unpack_value
-from agentgpt_remote.errors import NotSendable, ProtocolError, UnsupportedSpace
+from agentgpt_remote.errors import NotSendable, ProtocolError
 from tests.wire.equality import exactly_equal
-from tests.wire.spaces_samples import SPACES
+from tests.wire.spaces_samples import ARRAY_SPACES, EMPTY_SPACES, NESTED_SPACES, PACKED_SPACES
 
-SAMPLED = [space for space in SPACES if space.dtype not in (np.uint64, np.longdouble)]
+FIXED = [space for space in ARRAY_SPACES + NESTED_SPACES + EMPTY_SPACES if space.dtype != np.dtype(">f4")]
 
 
-@pytest.mark.parametrize("space", SAMPLED, ids=str)
+@pytest.mark.parametrize("space", FIXED, ids=str)
 def test_layout_round_trips_one_value(space: gym.Space[Any]) -> None:
     layout = Layout(space)
     buffer = bytearray(layout.nbytes(1) + 16)
@@ -37,7 +40,7 @@ def test_layout_round_trips_one_value(space: gym.Space[Any]) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("space", SAMPLED, ids=str)
+@pytest.mark.parametrize("space", FIXED, ids=str)
 def test_layout_round_trips_a_batch(space: gym.Space[Any], n: int) -> None:
     layout, batched = Layout(space), batch_space(space, n)
     batched.seed(n)
@@ -102,9 +105,17 @@ def test_batch_of_the_wrong_size_does_not_fit() -> None:
     assert not Layout(MultiBinary(2)).encode_batch(np.zeros((3, 2), np.int8), 2, bytearray(64), 0)
 
 
-def test_space_without_fixed_layout_is_refused() -> None:
-    with pytest.raises(UnsupportedSpace, match=r"Text.*\['name'\]"):
-        Layout(Dict({"name": Text(3)}))
+@pytest.mark.parametrize("space", [*PACKED_SPACES, Box(-1, 1, (2,), dtype=np.dtype(">f4"))], ids=str)
+def test_nothing_fits_a_space_without_fixed_layout(space: gym.Space[Any]) -> None:
+    layout = Layout(space)
+    assert not layout.is_fixed
+    assert (layout.leaves, layout.nbytes(3)) == ((), 0)
+    assert layout.encode_one(space.sample(), bytearray(64), 0) == DOES_NOT_FIT
+    assert not layout.encode_batch(batch_space(space, 3).sample(), 3, bytearray(64), 0)
+    with pytest.raises(ProtocolError, match="no fixed layout"):
+        layout.decode_one(bytes(64), 0)
+    with pytest.raises(ProtocolError, match="no fixed layout"):
+        layout.decode_batch(bytes(64), 0, 3)
 
 
 VALUES: list[Any] = [
@@ -132,7 +143,13 @@ VALUES: list[Any] = [
     np.bool_(True),
     np.str_("text"),
     np.str_(""),
+    np.str_("zeros\0\0"),
+    np.str_("\ud800"),
     np.bytes_(b"ab"),
+    np.bytes_(b"ab\0"),
+    np.bytes_(b""),
+    np.void(b"ab\0"),
+    np.array([(1, 2.5)], dtype=[("a", "<i4"), ("b", ">f8", (2,))])[0],
     np.datetime64("2024-05-06T07:08:09.123456789"),
     np.timedelta64(3, "D"),
     np.complex64(1j),
@@ -147,6 +164,10 @@ VALUES: list[Any] = [
     np.array([None, {"a": np.float32(1)}, np.zeros(2), (1,), "s"], dtype=object),
     np.array([(1, 2.5)], dtype=[("a", "<i4"), ("b", "<f8")]),
     np.array(["2024-01-01"], dtype="M8[D]"),
+    np.array(None, dtype=object),
+    GraphInstance(np.zeros((2, 3), np.float32), np.array([1]), np.array([[0, 1]], np.int32)),
+    GraphInstance(np.arange(2), None, None),
+    (GraphInstance({"a": (np.zeros(2),)}, None, None), GraphInstance((), (), np.zeros((0, 2), np.int64))),
 ]
 
 
@@ -179,7 +200,7 @@ def test_random_bytes_are_a_value_or_a_protocol_error(data: bytes) -> None:
         assert exactly_equal(unpack_value(pack_value(unpack_value(data))), unpack_value(data))
 
 
-@given(st.integers(0, 11), st.binary(max_size=40))
+@given(st.integers(0, 13), st.binary(max_size=40))
 def test_random_extensions_are_a_value_or_a_protocol_error(code: int, data: bytes) -> None:
     packed = msgspec.msgpack.encode([msgspec.msgpack.Ext(code, data)])
     with contextlib.suppress(ProtocolError):
@@ -190,10 +211,48 @@ class _Thing:
     pass
 
 
-@pytest.mark.parametrize("value", [_Thing(), lambda: 1, np.array([_Thing()], dtype=object), {"a": [range(3)]}])
+class _Point(NamedTuple):
+    x: int
+
+
+class _Color(enum.IntEnum):
+    RED = 1
+
+
+@dataclass
+class _Record:
+    x: int = 1
+
+
+class _Meters(np.float64):
+    pass
+
+
+UNSENDABLE: list[Any] = [
+    _Thing(),
+    lambda: 1,
+    range(3),
+    _Point(1),
+    _Color.RED,
+    _Record(),
+    _Meters(1.0),
+    defaultdict(int),
+    Counter("a"),
+    torch.zeros(2),
+    np.array([_Thing()], dtype=object),
+    np.array([_Color.RED], dtype=object),
+    np.ma.masked_array([1, 2], [True, False]),
+    np.rec.array([(1, 2.5)], dtype=[("a", "<i4"), ("b", "<f8")]),
+    np.rec.array([(1, 2.5)], dtype=[("a", "<i4"), ("b", "<f8")])[0],
+    np.asarray(np.rec.array([(1, 2.5)], dtype=[("a", "<i4"), ("b", "<f8")])),
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("value", UNSENDABLE, ids=repr)
 def test_value_that_would_need_code_is_refused(value: Any) -> None:
     with pytest.raises(NotSendable, match="can't be sent"):
-        pack_value({"deep": value})
+        pack_value({"deep": [value]})
 
 
 def test_value_that_contains_itself_is_refused() -> None:
@@ -203,13 +262,52 @@ def test_value_that_contains_itself_is_refused() -> None:
         pack_value(endless)
 
 
-def test_pack_info_leaves_out_what_cannot_be_sent_with_its_mask() -> None:
-    data, dropped = pack_info({"env": _Thing(), "_env": np.ones(1, bool), "x": 1, "_private": 2})
-    assert dropped == ["env"]
+@pytest.mark.parametrize("value", UNSENDABLE, ids=repr)
+def test_pack_info_leaves_out_what_cannot_be_sent_with_its_mask(value: Any) -> None:
+    info = {"env": [value], "_env": np.ones(1, bool), "x": 1, "_private": 2}
+    data, told = pack_info(info)
+    assert list(told) == ["env"]
+    assert told["env"].startswith("info['env'] is left out: ")
     assert unpack_value(data) == {"x": 1, "_private": 2}
 
 
-def test_pack_info_of_sendable_values_drops_nothing() -> None:
-    data, dropped = pack_info({"x": np.float32(1)})
-    assert dropped == []
+def test_pack_info_leaves_out_only_the_part_of_a_nest() -> None:
+    mask = np.ones(2, bool)
+    camera = {"driver": _Thing(), "_driver": mask, "frames": 3, "lens": OrderedDict(glass=_Thing(), zoom=2.5)}
+    data, told = pack_info({"camera": camera, "_camera": mask, "_driver": 7, _Color.RED: 1, 5: {"a": _Thing()}})
+    assert list(told) == ["camera.driver", "camera.lens.glass", "<tests.wire.test_codec._Color>", "5.a"]
+    assert told["camera.lens.glass"].startswith("info['camera']['lens']['glass'] is left out: a tests.")
+    kept = {"frames": 3, "lens": OrderedDict(zoom=2.5)}
+    assert exactly_equal(unpack_value(data), {"camera": kept, "_camera": mask, "_driver": 7, 5: {}})
+
+
+def test_pack_info_keeps_what_is_no_mask_beside_what_is_left_out() -> None:
+    data, _ = pack_info({"env": _Thing(), "_env": "a name"})
+    assert unpack_value(data) == {"_env": "a name"}
+
+
+def test_pack_info_sends_a_dict_of_another_class_as_a_plain_one_and_says_so() -> None:
+    data, told = pack_info(defaultdict(int, lives=defaultdict(int, left=3), thing=_Thing()))
+    assert exactly_equal(unpack_value(data), {"lives": {"left": 3}})
+    assert list(told) == ["info", "lives", "thing"]
+    assert told["lives"] == "info['lives'] is a collections.defaultdict, and arrives as a plain dict"
+
+
+def test_pack_info_of_an_info_that_contains_itself_ends() -> None:
+    info: dict[str, Any] = {"x": 1}
+    info["self"] = {"info": info}
+    data, told = pack_info(info)
+    assert exactly_equal(unpack_value(data), {"x": 1, "self": {}})
+    assert list(told) == ["self.info"]
+
+
+def test_pack_info_that_is_no_dict_is_left_out_whole() -> None:
+    data, told = pack_info(_Thing())
+    assert unpack_value(data) == {}
+    assert list(told) == ["info"]
+
+
+def test_pack_info_of_sendable_values_leaves_nothing_out() -> None:
+    data, told = pack_info({"x": np.float32(1)})
+    assert told == {}
     assert exactly_equal(unpack_value(data), {"x": np.float32(1)})

@@ -181,12 +181,16 @@ class UnsendableEnv(CountingEnv):
         return observation, reward, terminated, truncated, {**info, "simulator": self}
 
 
+class OddText(gym.spaces.Text):
+    """A space of a kind of its own."""
+
+
 class OddSpaceEnv(CountingEnv):
     """Its observation space has no place on the wire."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.observation_space = Dict({"name": gym.spaces.Text(5)})
+        self.observation_space = Dict({"name": OddText(5)})
 
 
 class ProcessEnv(CountingEnv):
