@@ -146,10 +146,9 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         if num_envs % self.groups:
             raise ConfigError(f"num_envs={num_envs} can't be split into groups={self.groups} of one size")
         start = 0
-        keeps_last = self._mode is AutoresetMode.DISABLED
         for part in spread(num_envs, self.groups, free):
             host = hosts[reachable[part.host]]
-            self._open_shard(host, part.num_envs, group=part.group, start=start, keeps_last=keeps_last)
+            self._open_shard(host, part.num_envs, group=part.group, start=start, keeps_last=True)
             start += part.num_envs
 
     def _open_shard(self, host: Host, num_envs: int, *, group: int, start: int, keeps_last: bool) -> None:
@@ -290,7 +289,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         """
         self._check_free("step_async")
         if self._only is not None:
-            self._only.send_step(actions)
+            self._only.send_step(self._only.encode_actions(actions))
         else:
             self._send_steps(self._shards, actions, 0, self.num_envs)
 
@@ -383,11 +382,15 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
     def _send_steps(self, shards: list[Shard], actions: Any, start: int, stop: int) -> None:
         """Send to each shard its actions, out of those for the environments from ``start`` to ``stop``."""
         if len(shards) == 1:
-            shards[0].send_step(actions)
+            shards[0].send_step(shards[0].encode_actions(actions))
             return
         check_batch(self.single_action_space, actions, stop - start)
-        for shard in shards:
-            shard.send_step(slice_batch(self.single_action_space, actions, shard.start - start, shard.stop - start))
+        space = self.single_action_space
+        own = [slice_batch(space, actions, shard.start - start, shard.stop - start) for shard in shards]
+        # All or none: a shard with an action that can't be sent must not leave the others stepping.
+        requests = [shard.encode_actions(part) for shard, part in zip(shards, own, strict=True)]
+        for shard, request in zip(shards, requests, strict=True):
+            shard.send_step(request)
 
     def _collect(self, shards: list[Shard], timeout_s: float | None) -> list[Any]:
         """Return the replies of all shards, or raise the first error once all have replied."""
@@ -483,6 +486,10 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of each environment: a list or tuple of one value each, or one value for all."""
         self._check_free("set_attr")
+        if isinstance(values, (list, tuple)) and len(values) != self.num_envs:
+            raise ConfigError(
+                f"values holds {len(values)} values, expected one for each of {self.num_envs} environments"
+            )
         for shard in self._shards:
             own = values[shard.start : shard.stop] if isinstance(values, (list, tuple)) else values
             exchange(shard.transport, "set", name, (own,), {})

@@ -15,7 +15,7 @@ from agentgpt_remote.handshake import Open
 from agentgpt_remote.packing import pack_value
 from agentgpt_remote.protocol import Envelope, Kind
 from agentgpt_remote.spaces import space_from_dict
-from agentgpt_remote.steps import VectorCodec
+from agentgpt_remote.steps import Payload, VectorCodec
 from agentgpt_remote.wrappers.hosting import Host, Sessions
 from agentgpt_remote.wrappers.remote_base import HOST_LOSS
 
@@ -95,13 +95,17 @@ class Shard:
             self.transport, self._host = self._sessions.reopen(self.transport, self._host, self._request)
         self.transport.send(Kind.RESET, extras=pack_value(list(self._reset_arguments)))
 
-    def send_step(self, actions: Any) -> None:
-        """Start a step; actions are those of these environments.
+    def encode_actions(self, actions: Any) -> Payload:
+        """Return what :meth:`send_step` sends for the actions of these environments.
 
         Raises:
-            InvalidAction: there is not one action for each environment.
+            InvalidAction: there is not one action for each environment, or one is of a type that can't be sent.
         """
-        parts, flags, extras = self._codec.encode_actions(actions)
+        return self._codec.encode_actions(actions)
+
+    def send_step(self, actions: Payload) -> None:
+        """Start a step with encoded actions."""
+        parts, flags, extras = actions
         self._loss = None
         if self._is_new and self._mode is AutoresetMode.NEXT_STEP:
             self._reset_arguments, self._steps_by_reset = (None, None), True

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from agentgpt_remote.errors import CapacityReached, ConfigError, InvalidAction, RemoteEnvError, RemoteTimeout
+from agentgpt_remote.server import serve
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_ready
 from tests.conftest import ServeFunction
+from tests.wire.equality import exactly_equal
 from tests.wrappers.odd_envs import CountingEnv, FragileEnv, OwnVectorEnv, SlowEnv
 
 
@@ -143,3 +149,153 @@ def test_unknown_autoreset_mode_is_refused() -> None:
     with pytest.raises(ConfigError, match="'NextStep'"):
         RemoteVectorEnv("CartPole-v1", autoreset_mode="sometimes")
     assert AutoresetMode("NextStep") is AutoresetMode.NEXT_STEP
+
+
+MODES = pytest.mark.parametrize("mode", AutoresetMode)
+Twins = Callable[..., tuple[RemoteVectorEnv, SyncVectorEnv]]
+
+
+@pytest.fixture(scope="module", params=["one session", "two groups", "worker processes"])
+def layout(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """Serve environments in one of the ways in which a vector of them may lie; return what a client says to get it."""
+    workers = 2 if request.param == "worker processes" else 0
+    with serve(CountingEnv, workers=workers, port=0, block=False) as server:
+        yield {"url": server.url, "groups": 2 if request.param == "two groups" else 1}
+
+
+@pytest.fixture
+def twins(layout: dict[str, Any]) -> Iterator[Twins]:
+    """Make a remote vector environment of four and its local twin."""
+    with ExitStack() as stack:
+
+        def make(mode: AutoresetMode = AutoresetMode.NEXT_STEP, **kwargs: Any) -> tuple[RemoteVectorEnv, SyncVectorEnv]:
+            remote = stack.enter_context(RemoteVectorEnv(num_envs=4, autoreset_mode=mode, **layout, **kwargs))
+            return remote, SyncVectorEnv([partial(CountingEnv, **kwargs)] * 4, autoreset_mode=mode)
+
+        yield make
+
+
+def _outcome(function: Callable[[], Any]) -> Any:
+    """Return what the function returns, or the name of what an environment raised."""
+    try:
+        return function()
+    except RemoteEnvError as error:
+        return error.remote_type
+    except Exception as error:  # noqa: BLE001 - whatever Gymnasium raises is what is expected
+        return type(error).__name__
+
+
+@MODES
+@pytest.mark.parametrize("seed", [None, 7, 0, [1, 2, 3, 4], (5, 6, 7, 8), np.arange(4), -1, [1, 2, 3, -4], "seed"])
+def test_reset_takes_the_seeds_that_a_local_vector_takes(seed: Any, mode: AutoresetMode, twins: Twins) -> None:
+    remote, local = twins(mode)
+    expected = _outcome(lambda: local.reset(seed=seed))
+    assert exactly_equal(_outcome(lambda: remote.reset(seed=seed)), expected)
+    if not isinstance(expected, str):
+        assert exactly_equal(remote.step(np.zeros(4, np.int64)), local.step(np.zeros(4, np.int64)))
+
+
+def test_reset_takes_none_among_the_seeds(serve_here: ServeFunction) -> None:
+    local: Any = gym.make_vec("CartPole-v1", 3, vectorization_mode="sync")
+    with RemoteVectorEnv(url=serve_here("CartPole-v1").url, num_envs=3) as remote:
+        there, here = remote.reset(seed=[4, None, 5])[0], local.reset(seed=[4, None, 5])[0]
+        assert exactly_equal(there[[0, 2]], here[[0, 2]])
+        assert not np.array_equal(there[1], there[0])
+    local.close()
+
+
+def test_seeds_of_the_wrong_number_are_refused_and_the_session_goes_on(twins: Twins) -> None:
+    remote, _ = twins()
+    for seeds in ([1, 2], [1, 2, 3, 4, 5], []):
+        with pytest.raises((ConfigError, RemoteEnvError), match=r"num_envs=4|each of 4 environments"):
+            remote.reset(seed=seeds)
+    assert remote.reset(seed=1)[0].shape == (4, 3)
+
+
+@MODES
+@pytest.mark.parametrize(
+    "mask",
+    [[True, False, False, False], [False, True, True, False], [False, False, True, True], [True] * 4],
+    ids=["first", "middle", "second half", "all"],
+)
+def test_reset_mask_resets_those_environments_only(mask: list[bool], mode: AutoresetMode, twins: Twins) -> None:
+    remote, local = twins(mode, length=3)
+    assert exactly_equal(remote.reset(seed=1), local.reset(seed=1))
+    for steps in (1, 2):
+        for _ in range(steps):
+            actions = np.array([0, 1, 2, 0])
+            assert exactly_equal(remote.step(actions), local.step(actions))
+        options: dict[str, Any] = {"reset_mask": np.array(mask), "level": {"deep": [1]}}
+        expected = local.reset(seed=[1, 2, 3, 4], options={**options})
+        assert exactly_equal(remote.reset(seed=[1, 2, 3, 4], options=options), expected)
+        assert exactly_equal(options, {"reset_mask": np.array(mask), "level": {"deep": [1]}})
+    if mode is not AutoresetMode.DISABLED or all(mask):
+        assert exactly_equal(remote.step(np.zeros(4, np.int64)), local.step(np.zeros(4, np.int64)))
+
+
+@pytest.mark.parametrize("mask", [np.zeros(4, bool), np.ones(3, bool), np.ones(4), [True] * 4, np.ones((4, 1), bool)])
+def test_reset_mask_that_makes_no_sense_is_refused_and_the_session_goes_on(mask: Any, twins: Twins) -> None:
+    remote, local = twins()
+    assert exactly_equal(remote.reset(seed=1), local.reset(seed=1))
+    with pytest.raises((ConfigError, RemoteEnvError), match="reset_mask"):
+        remote.reset(options={"reset_mask": mask})
+    assert exactly_equal(remote.step(np.zeros(4, np.int64)), local.step(np.zeros(4, np.int64)))
+
+
+def test_frames_calls_and_attributes_are_those_of_a_local_vector(twins: Twins) -> None:
+    remote, local = twins(render_mode="rgb_array")
+    for envs in (remote, local):
+        envs.reset(seed=2)
+        envs.step(np.array([0, 1, 2, 0]))
+        envs.set_attr("length", [3, 4, 5, 6])
+        envs.set_attr("level", (1, 2, 3, 4))
+        envs.set_attr("mood", {"good": [1]})
+    assert remote.render_mode == local.render_mode
+    assert exactly_equal(remote.render(), local.render())
+    for name in ("length", "level", "mood", "render_mode", "count", "np_random_seed"):
+        assert exactly_equal(remote.get_attr(name), local.get_attr(name))
+    assert exactly_equal(remote.call("add", 2, times=3), local.call("add", 2, times=3))
+    assert exactly_equal(remote.call("count"), local.call("count"))
+    for envs in (remote, local):
+        for use in (
+            partial(envs.get_attr, "nothing"),
+            partial(envs.call, "add"),
+            partial(envs.set_attr, "length", [1]),
+        ):
+            assert _outcome(use) in ("AttributeError", "TypeError", "ValueError", "ConfigError")
+    assert exactly_equal(remote.step(np.array([0, 1, 2, 0])), local.step(np.array([0, 1, 2, 0])))
+
+
+def test_spaces_and_metadata_are_those_of_a_local_vector(twins: Twins) -> None:
+    for mode in AutoresetMode:
+        remote, local = twins(mode)
+        for name in ("single_observation_space", "single_action_space", "observation_space", "action_space"):
+            assert getattr(remote, name) == getattr(local, name)
+        assert remote.num_envs == local.num_envs
+        assert remote.metadata["autoreset_mode"] is mode
+        assert remote.metadata["render_fps"] == local.metadata["render_fps"]
+        assert remote.unwrapped is remote
+
+
+def test_close_with_a_request_under_way_ends_it_and_is_idempotent(twins: Twins) -> None:
+    remote, _ = twins()
+    remote.reset()
+    remote.step_async(np.zeros(4, np.int64))
+    remote.close()
+    remote.close()
+    assert remote.closed
+    for use in (remote.step_wait, lambda: remote.call("count"), lambda: remote.set_attr("length", 1)):
+        with pytest.raises(ClosedEnvironmentError):
+            use()
+
+
+def test_failed_step_leaves_nothing_pending(twins: Twins) -> None:
+    remote, local = twins()
+    assert exactly_equal(remote.reset(seed=1), local.reset(seed=1))
+    for actions in (np.array([0, 1, 2]), np.array([0, 1, 2, 9]), np.array([9, 1, 2, 0]), [0, 1, 2, object()]):
+        with pytest.raises(InvalidAction):
+            remote.step(actions)
+        with pytest.raises(NoAsyncCallError):
+            remote.step_wait()
+    remote.reset(seed=2)
+    assert remote.step(np.zeros(4, np.int64))[0].shape == (4, 3)
