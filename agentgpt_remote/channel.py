@@ -26,13 +26,13 @@ from agentgpt_remote.frames import (
     Message,
     frame_header,
 )
+from agentgpt_remote.protocol import Reply, reply_nbytes
 
 NORMAL: Final = 1000
-_JOIN_BELOW_BYTES = 16_384
 _LINGER_S = 2.0
 _DISCARD_BYTES = 65536
 
-Handler = Callable[[Message], "bytes | asyncio.Future[bytes]"]
+Handler = Callable[[Message], "Reply | asyncio.Future[Reply]"]
 
 
 class Channel(asyncio.BufferedProtocol):
@@ -60,10 +60,12 @@ class Channel(asyncio.BufferedProtocol):
         self._awaited: asyncio.Future[Message] | None = None
         self._handle: Handler | None = None
         self._ended: Callable[[], bool] = bool
-        self._reply: asyncio.Future[bytes] | None = None
+        self._reply: asyncio.Future[Reply] | None = None
         self._writable = True
         self._closing = False
         self._poll = BusyPoll(self._loop)
+        # No message is handled before the last reply is on its way: it may be made of memory that the next one changes.
+        transport.set_write_buffer_limits(high=0)
         transport.pause_reading()
         transport.set_protocol(self)
         transport.resume_reading()
@@ -105,11 +107,7 @@ class Channel(asyncio.BufferedProtocol):
     def _send_frame(self, opcode: int, data: Buffer) -> None:
         if self._transport.is_closing():
             return
-        header = frame_header(opcode, len(data))
-        if len(data) < _JOIN_BELOW_BYTES:
-            self._transport.write(header + data)
-        else:
-            self._transport.writelines((header, data))
+        self._transport.write(frame_header(opcode, len(data)) + data)
 
     def close(self, code: int = NORMAL, reason: str = "") -> None:
         """Say why, and close the connection once the client has; a second call does nothing.
@@ -176,19 +174,22 @@ class Channel(asyncio.BufferedProtocol):
     def _answer(self, handle: Handler, message: Message) -> None:
         arrived = time.perf_counter()
         reply = handle(message)
-        if type(reply) is bytes:
+        if type(reply) is bytes or type(reply) is tuple:
             self._deliver(reply)
             self._poll.replied(arrived)
         else:
             self._reply = reply  # type: ignore[assignment]
             self._reply.add_done_callback(self._on_reply)  # type: ignore[union-attr]
 
-    def _deliver(self, reply: bytes) -> None:
-        self._send_frame(BINARY, reply)
+    def _deliver(self, reply: Reply) -> None:
+        if type(reply) is bytes:
+            self._send_frame(BINARY, reply)
+        elif not self._transport.is_closing():
+            self._transport.writelines((frame_header(BINARY, reply_nbytes(reply)), *reply))
         if self._ended():
             self.close()
 
-    def _on_reply(self, reply: asyncio.Future[bytes]) -> None:
+    def _on_reply(self, reply: asyncio.Future[Reply]) -> None:
         self._reply = None
         error = asyncio.CancelledError() if reply.cancelled() else reply.exception()
         if error is not None:

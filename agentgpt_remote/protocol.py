@@ -19,13 +19,18 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any, Final
 
+import numpy as np
+
 from agentgpt_remote.errors import ProtocolError
 
 HEADER: Final = struct.Struct("<BBHIQQ8x")
 HEADER_BYTES: Final = HEADER.size
 _MAX_KEPT_REPLIES = 64
 
+_JOIN_BELOW_BYTES = 16_384
+
 Buffer = bytes | bytearray | memoryview
+Reply = bytes | tuple[Buffer, ...]  # a large one in parts, some of which may be an environment's own memory
 
 
 class Kind(IntEnum):
@@ -77,8 +82,40 @@ def join_message(
     """Return the bytes of a message: header, raw ``parts``, and ``extras`` behind them."""
     if not extras:
         return b"".join((HEADER.pack(kind, flags, 0, 0, sequence, aux), *parts))
-    offset = HEADER_BYTES + sum(part.nbytes if hasattr(part, "nbytes") else len(part) for part in parts)
+    offset = HEADER_BYTES + sum(map(_nbytes, parts))
     return b"".join((HEADER.pack(kind, flags, 0, offset, sequence, aux), *parts, extras))
+
+
+def make_reply(kind: int, sequence: int, parts: list[Any], *, flags: int, extras: bytes, aux: int) -> Reply:
+    """Return the reply to a request: joined where that costs less than sending it in parts."""
+    size = 0
+    for part in parts:
+        size += _nbytes(part)
+    if size < _JOIN_BELOW_BYTES:
+        return join_message(kind, sequence, parts, flags=flags, extras=extras, aux=aux)
+    header = HEADER.pack(kind, flags, 0, HEADER_BYTES + size if extras else 0, sequence, aux)
+    return (header, *map(_as_buffer, parts), extras)
+
+
+def own_reply(reply: Reply) -> bytes:
+    """Return the bytes of a reply, in memory of their own."""
+    return reply if isinstance(reply, bytes) else b"".join(reply)
+
+
+def reply_nbytes(reply: Reply) -> int:
+    """Return the size of a reply in bytes."""
+    return len(reply) if type(reply) is bytes else sum(map(_nbytes, reply))
+
+
+def _nbytes(part: Any) -> int:
+    return len(part) if type(part) is bytes else part.nbytes if hasattr(part, "nbytes") else len(part)
+
+
+def _as_buffer(part: Any) -> Buffer:
+    if not isinstance(part, np.ndarray):
+        return part  # type: ignore[no-any-return]
+    flat: Any = part.reshape(-1).view(np.uint8)
+    return memoryview(flat)
 
 
 class ClientSession:
@@ -141,7 +178,7 @@ class HostSession:
     def __init__(self) -> None:
         self.executed = 0
         self._executing = 0
-        self._replies: deque[tuple[int, bytes]] = deque(maxlen=_MAX_KEPT_REPLIES)
+        self._replies: deque[tuple[int, Reply]] = deque(maxlen=_MAX_KEPT_REPLIES)
 
     def receive(self, envelope: Envelope) -> Arrival:
         """Tell what to do with a request; ``EXECUTE`` obliges to call :meth:`answer`.
@@ -157,18 +194,20 @@ class HostSession:
             if self._executing == sequence:
                 return Arrival.EXECUTING
             self._executing = sequence
+            if replies:  # executing changes the memory that the latest may be made of
+                replies[-1] = (replies[-1][0], own_reply(replies[-1][1]))
             return Arrival.EXECUTE
         if sequence > self.executed:
             raise ProtocolError(f"request {sequence} arrived, expected {self.executed + 1}")
         return Arrival.ANSWERED
 
-    def answer(self, sequence: int, reply: bytes) -> bytes:
+    def answer(self, sequence: int, reply: Reply) -> Reply:
         """Keep and return the reply to the request that was executed."""
         self.executed = sequence
         self._replies.append((sequence, reply))
         return reply
 
-    def kept_reply(self, sequence: int) -> bytes:
+    def kept_reply(self, sequence: int) -> Reply:
         """Return the reply to an executed request once more.
 
         Raises:

@@ -14,12 +14,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from agentgpt_remote.errors import AgentGPTError, ConfigError, InvalidAction, ProtocolError, RemoteEnvError
 from agentgpt_remote.handshake import Limits, Opened, versions
 from agentgpt_remote.packing import pack_info, pack_value, unpack_value
-from agentgpt_remote.protocol import Envelope, Kind, join_message
+from agentgpt_remote.protocol import Envelope, Kind, Reply, make_reply
 from agentgpt_remote.remote_errors import error_to_dict
 from agentgpt_remote.server.sources import EnvRequest
 from agentgpt_remote.spaces import space_to_dict
 from agentgpt_remote.steps import Payload, make_codec
-from agentgpt_remote.wrappers.remote_base import RemoteBase
+from agentgpt_remote.wrappers.remote_base import MISSING, RemoteBase, find_kind
+from agentgpt_remote.wrappers.remote_env import RemoteEnv
 
 
 class HostedEnv:
@@ -111,8 +112,11 @@ class HostedEnv:
             **self._described,
         )
 
-    def execute(self, envelope: Envelope) -> bytes:
-        """Execute a request and return the bytes of its reply, which is an error where it raised."""
+    def execute(self, envelope: Envelope) -> Reply:
+        """Execute a request and return its reply, which is an error where it raised.
+
+        A large one is made of the environment's own memory: it is to be sent before the next request is executed.
+        """
         start = time.perf_counter_ns()
         kind: int = envelope.kind
         try:
@@ -124,7 +128,7 @@ class HostedEnv:
             parts, flags, extras = failure(error)
             kind = Kind.ERROR
         spent_ns = time.perf_counter_ns() - start
-        return join_message(kind, envelope.sequence, parts, flags=flags, extras=extras, aux=spent_ns)
+        return make_reply(kind, envelope.sequence, parts, flags=flags, extras=extras, aux=spent_ns)
 
     def _reset(self, envelope: Envelope) -> Payload:
         seed, options = _unpack(envelope, 2)
@@ -170,12 +174,16 @@ class HostedEnv:
             result = self._call_method(operation, name, args, kwargs)
         elif operation == "set":
             result = self._env.set_wrapper_attr(name, args[0])
+        elif operation == "find":
+            result = find_kind(self._env, name)
         else:
             found = self._env.get_wrapper_attr(name)
             result = found(*args, **kwargs) if operation == "call" and callable(found) else found
         return [], 0, pack_value(result)
 
     def _call_method(self, operation: str, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        if operation == "find":
+            return self._env.find_attr(name) if isinstance(self._env, RemoteEnv) else MISSING
         method = getattr(self._env, {"call": "call", "get": "get_attr", "set": "set_attr"}[operation], None)
         if method is not None:
             return method(name, *args, **kwargs)

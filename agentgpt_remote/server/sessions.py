@@ -22,7 +22,17 @@ from agentgpt_remote.errors import (
 )
 from agentgpt_remote.handshake import Limits, Open, Opened, Resume, Resumed, versions
 from agentgpt_remote.packing import unpack_value
-from agentgpt_remote.protocol import Arrival, Buffer, Envelope, HostSession, Kind, join_message, parse_envelope
+from agentgpt_remote.protocol import (
+    Arrival,
+    Buffer,
+    Envelope,
+    HostSession,
+    Kind,
+    Reply,
+    join_message,
+    parse_envelope,
+    reply_nbytes,
+)
 from agentgpt_remote.server.hosted import HostedEnv, failure
 from agentgpt_remote.server.runner import InlineRunner, Pace, SessionThread, timed
 from agentgpt_remote.server.sources import EnvRequest, EnvSource
@@ -75,7 +85,7 @@ class Session:
         # A worker that hangs is ended at the limit itself; this one then only waits for another to start.
         self._timeout_s = limits.step_timeout_s + (_WORKER_START_S if env.in_workers else 0.0)
         self._numbering = HostSession()
-        self._executing: asyncio.Future[bytes] | None = None
+        self._executing: asyncio.Future[Reply] | None = None
         self._paces: dict[int, Pace] = {}
         if env.may_run_inline:
             self._paces = {Kind.RESET: Pace(), Kind.STEP: Pace()}
@@ -92,7 +102,7 @@ class Session:
         """Return the answer to a handshake that resumes the session."""
         return Resumed(versions=versions(), executed=self._numbering.executed)
 
-    def handle(self, data: Buffer) -> bytes | asyncio.Future[bytes]:
+    def handle(self, data: Buffer) -> Reply | asyncio.Future[Reply]:
         """Take a request: execute it, or find the kept reply where it was executed before.
 
         Returns:
@@ -118,7 +128,7 @@ class Session:
             raise ProtocolError(f"request {envelope.sequence} is neither executed nor executing")
         return self._executing
 
-    async def _execute_in_thread(self, envelope: Envelope, pace: Pace | None) -> bytes:
+    async def _execute_in_thread(self, envelope: Envelope, pace: Pace | None) -> Reply:
         job = self._thread.run(timed, self._env.execute, envelope)
         try:
             reply, seconds = await asyncio.wait_for(job, self._timeout_s)
@@ -137,14 +147,15 @@ class Session:
         self.ended = self._hangs = True
         return _error_reply(envelope.sequence, error)
 
-    def _checked(self, envelope: Envelope, reply: bytes) -> bytes:
+    def _checked(self, envelope: Envelope, reply: Reply) -> Reply:
         """Return the reply, or an error in its place where it is too large to be sent."""
         if envelope.kind == Kind.CLOSE:
             self.ended = True
-        if len(reply) <= self._limits.max_frame_bytes:
+        size = reply_nbytes(reply)
+        if size <= self._limits.max_frame_bytes:
             return reply
         error = ProtocolError(
-            f"a reply of {len(reply)} bytes is over the host's frame limit of {self._limits.max_frame_bytes}: "
+            f"a reply of {size} bytes is over the host's frame limit of {self._limits.max_frame_bytes}: "
             "use fewer environments in one session, or start the host with a larger max_frame_bytes"
         )
         return _error_reply(envelope.sequence, error)

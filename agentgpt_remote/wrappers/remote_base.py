@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from agentgpt_remote.errors import ConfigError
@@ -18,6 +19,7 @@ from agentgpt_remote.wrappers.hosting import Host, LentHost, Sessions
 from agentgpt_remote.wrappers.transport import SessionTransport, Timeouts
 
 HOST_LOSS = "host_loss"  # key of the info that says why an episode was truncated
+MISSING, METHOD, VALUE = "missing", "method", "value"
 SPIN_WAIT_S = 0.001
 REMOTE_RENDER_MODES = ("rgb_array", "ansi")
 
@@ -92,6 +94,14 @@ def exchange(transport: SessionTransport, operation: str, name: str, args: tuple
     """Call, get or set something of a session's environments."""
     transport.send(Kind.CALL, extras=pack_value([operation, name, args, kwargs]))
     return unpack_value(transport.receive().extras_data)
+
+
+def find_kind(env: gym.Env[Any, Any], name: str) -> str:
+    """Return whether an attribute of an environment or its wrappers is missing, a method or a value."""
+    try:
+        return METHOD if callable(env.get_wrapper_attr(name)) else VALUE
+    except AttributeError:
+        return MISSING
 
 
 def named_source(source: Any) -> Any:

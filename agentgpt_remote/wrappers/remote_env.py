@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,8 @@ from agentgpt_remote.steps import EnvCodec
 from agentgpt_remote.wrappers.hosting import Host, find_hosts, fixed_type_errors
 from agentgpt_remote.wrappers.remote_base import (
     HOST_LOSS,
+    METHOD,
+    MISSING,
     REMOTE_RENDER_MODES,
     RemoteBase,
     check_host_loss,
@@ -57,6 +60,9 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
         workers: processes that a host started for this runs its environment in; 0 for the host's own, by default
             measured.
         env_kwargs: arguments of the environment's constructor on the host.
+
+    Public attributes and methods of the environment on its host are those of this object too, where it has none of
+    that name: ``env.unwrapped.gravity``, ``env.unwrapped.some_method(3)``.
 
     Attributes:
         url: where it is served.
@@ -208,6 +214,39 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
     def set_attr(self, name: str, value: Any) -> None:
         """Set an attribute of the environment on its host; public names only."""
         self._call("set", name, (value,), {})
+
+    def find_attr(self, name: str) -> str:
+        """Return what ``name`` is on the host: ``missing``, ``method`` or ``value``."""
+        kind: str = self._call("find", name, (), {})
+        return kind
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a public attribute of the environment on its host; a method runs there when it is called."""
+        if name.startswith("_") or self.__dict__.get("closed", True):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        kind = self.find_attr(name)
+        if kind == MISSING:
+            raise AttributeError(f"the environment at {self.url} has no attribute {name!r}, nor has {self!r}")
+        return partial(self.call, name) if kind == METHOD else self.get_attr(name)
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Set an attribute: this object's own where it has one of that name, else that of the environment on its host.
+
+        Args:
+            name: of the attribute.
+            value: what to set it to.
+            force: whether to set it on the host where nothing has it.
+
+        Returns:
+            Whether it was set.
+        """
+        if name in self.__dict__ or hasattr(type(self), name):
+            setattr(self, name, value)
+            return True
+        if not force and self.find_attr(name) == MISSING:
+            return False
+        self.set_attr(name, value)
+        return True
 
     def _call(self, operation: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._check_open()
