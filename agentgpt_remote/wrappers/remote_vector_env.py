@@ -441,6 +441,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
                 pending = shard.pending.name.lower()
                 wait = "recv" if self._sent else f"{pending}_wait"
                 raise AlreadyPendingCallError(f"called {name} while a {pending} waits for {wait}", pending)
+            shard.check_alive()
 
     def _check_pending(self, shards: list[Shard], kind: Kind, name: str) -> None:
         if self.closed:

@@ -95,6 +95,15 @@ class Shard:
             self.transport, self._host = self._sessions.reopen(self.transport, self._host, self._request)
         self.transport.send(Kind.RESET, extras=pack_value(list(self._reset_arguments)))
 
+    def check_alive(self) -> None:
+        """Check, before any shard is asked, that this one can be.
+
+        Raises:
+            ConnectionLost: its session is over, and no other host takes over.
+        """
+        if self.transport.ended is not None and not self._truncates:
+            raise ConnectionLost(self.transport.ended)
+
     def encode_actions(self, actions: Any) -> Payload:
         """Return what :meth:`send_step` sends for the actions of these environments.
 

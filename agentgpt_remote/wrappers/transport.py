@@ -312,9 +312,9 @@ class SessionTransport:
         self._drop()
 
     @property
-    def ended(self) -> bool:
-        """Whether the session is over, so that no request can be sent any more."""
-        return self._ended is not None
+    def ended(self) -> str | None:
+        """Why the session is over and no request can be sent any more, or ``None``."""
+        return self._ended
 
     def abandon(self, reason: str) -> None:
         """End the session without telling the host."""

@@ -14,8 +14,16 @@ import pytest
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from agentgpt_remote.errors import CapacityReached, ConfigError, InvalidAction, RemoteEnvError, RemoteTimeout
+from agentgpt_remote.errors import (
+    CapacityReached,
+    ConfigError,
+    ConnectionLost,
+    InvalidAction,
+    RemoteEnvError,
+    RemoteTimeout,
+)
 from agentgpt_remote.server import serve
+from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_ready
 from tests.conftest import ServeFunction
 from tests.wire.equality import exactly_equal
@@ -299,3 +307,21 @@ def test_failed_step_leaves_nothing_pending(twins: Twins) -> None:
             remote.step_wait()
     remote.reset(seed=2)
     assert remote.step(np.zeros(4, np.int64))[0].shape == (4, 3)
+
+
+def test_every_use_after_one_of_the_hosts_was_lost_says_so() -> None:
+    with LocalHost(CountingEnv) as staying, LocalHost(CountingEnv) as leaving:
+        tokens = {host.url: host.token for host in (staying, leaving)}
+        with RemoteVectorEnv(url=list(tokens), token=tokens, num_envs=4, resume_window_s=0.2) as envs:
+            envs.reset()
+            leaving.kill()
+            for use in (
+                partial(envs.step, np.zeros(4, np.int64)),
+                envs.reset,
+                envs.render,
+                partial(envs.call, "count"),
+            ):
+                with pytest.raises(ConnectionLost, match=leaving.url):
+                    use()
+                with pytest.raises(NoAsyncCallError):
+                    envs.step_wait()
