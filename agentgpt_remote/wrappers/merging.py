@@ -24,7 +24,7 @@ def merge_batches(space: gym.Space[Any], batches: Sequence[Any]) -> Any:
             has no batch (Text, Graph, Sequence, OneOf).
     """
     if isinstance(space, _ARRAY_SPACES):
-        return np.concatenate(batches)
+        return np.concatenate(batches, dtype=np.asarray(batches[0]).dtype)  # a foreign byte order too
     if isinstance(space, spaces.Dict):
         return {key: merge_batches(item, [batch[key] for batch in batches]) for key, item in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
