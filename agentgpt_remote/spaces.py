@@ -143,7 +143,7 @@ def _rebuild(description: Mapping[str, Any], place: _Place) -> gym.Space[Any]:
     except UnsupportedSpace:
         raise
     except _MALFORMED as error:
-        raise UnsupportedSpace(f"{place.name} is not a valid description of a {kind}: {error!r:.300}") from error
+        raise UnsupportedSpace(f"{place.name} is no {kind} to Gymnasium {gym.__version__}: {error!r:.300}") from error
     return first
 
 

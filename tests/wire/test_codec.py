@@ -16,8 +16,16 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, GraphInstance, MultiBinary, Tuple
 from gymnasium.vector.utils import batch_space
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import (
+    array_shapes,
+    arrays,
+    byte_string_dtypes,
+    nested_dtypes,
+    scalar_dtypes,
+    unicode_string_dtypes,
+)
 
 from agentgpt_remote.codec import DOES_NOT_FIT, NUMPY_SCALARS, PYTHON_INTS, Layout, pack_info, pack_value, unpack_value
 from agentgpt_remote.errors import NotSendable, ProtocolError
@@ -182,13 +190,25 @@ def test_unpacked_arrays_are_writable_and_own_their_memory() -> None:
     assert array.flags.owndata
 
 
+_ARRAYS = arrays(
+    scalar_dtypes() | nested_dtypes(unicode_string_dtypes(max_len=3) | byte_string_dtypes(max_len=3)),
+    array_shapes(min_dims=0, min_side=0, max_side=3),
+)
 JSONISH = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec="utf-8")) | st.binary(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec="utf-8"))
+    | st.binary()
+    | _ARRAYS
+    | _ARRAYS.filter(lambda array: array.size).map(lambda array: array.ravel()[0]),
     lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=20,
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(JSONISH)
 def test_any_nested_value_round_trips(value: Any) -> None:
     assert exactly_equal(unpack_value(pack_value(value)), value)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, OneOf, Sequence, Text, Tuple
 from gymnasium.vector.utils import batch_space
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentgpt_remote.errors import UnsupportedSpace
@@ -57,7 +57,7 @@ def test_restored_bounds_are_equal(space: Box) -> None:
         assert np.array_equal(one, other)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(generated_spaces)
 def test_any_space_survives_json_and_samples_the_same(space: gym.Space[Any]) -> None:
     restored = _through_json(space)
@@ -254,7 +254,7 @@ def _replaced(description: Any, steps: list[int], value: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # numpy's, about odd names of dtypes
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(SPACES), st.lists(st.integers(0, 9), min_size=1, max_size=6), _JSON)
 def test_damaged_description_is_a_space_or_unsupported(space: gym.Space[Any], steps: list[int], value: Any) -> None:
     try:

@@ -13,7 +13,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, Graph, GraphInstance, MultiBinary, OneOf, Sequence, Text, Tuple
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentgpt_remote.errors import InvalidAction, NotSendable, ProtocolError
@@ -78,7 +78,7 @@ def test_batches_of_every_space_are_exact(space: gym.Space[Any], n: int) -> None
     _check_batch(space, INFOS[1], n)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(generated_spaces, st.sampled_from(INFOS), st.integers(1, NUM_ENVS))
 def test_values_of_any_space_are_exact(space: gym.Space[Any], info: dict[str, Any], n: int) -> None:
     _check_one(space, info)
