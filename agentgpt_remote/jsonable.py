@@ -66,7 +66,13 @@ def to_json(value: Any) -> Any:
 
 
 def info_to_json(info: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return what of an info JSON can hold, and the keys left out of it; their ``_key`` masks go with them."""
+    """Return what of an info JSON can hold, and the keys left out of it; their ``_key`` masks go with them.
+
+    Raises:
+        NotSendable: it is no dict.
+    """
+    if not isinstance(info, dict):  # what a sloppy environment returns
+        raise NotSendable(f"the info is {shorten(info)}: expected a dict")
     held, dropped = {}, []
     for key, value in info.items():
         try:

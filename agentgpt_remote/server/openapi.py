@@ -52,7 +52,7 @@ class Operation:
 
 
 _SESSION: Final = "/v1/sessions/{session_id}"
-_BODY: Final = (400, 413, 415, 422)
+_BODY: Final = (400, 408, 413, 415, 422)
 OPERATIONS: Final = (
     Operation(
         name="make",
@@ -124,6 +124,7 @@ _REASONS: Final = {
     401: "A token is missing or wrong.",
     403: "The session's secret is missing or wrong, or this host without a token takes local requests only.",
     404: "There is no such session (any more), or the host serves another environment.",
+    408: "The body did not arrive in time.",
     409: "The environment can't take it: a step before a reset, an action outside its space, arguments that it "
     "refuses, or a sequence number that is not the next.",
     413: f"The body is over the limit: {MAX_BODY_BYTES} bytes, or the host's max_frame_bytes where that is less.",

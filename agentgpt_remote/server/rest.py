@@ -47,6 +47,7 @@ from agentgpt_remote.serving import Receive, Scope, Send
 
 _logger = logging.getLogger("agentgpt_remote.server")
 IDLE_TIMEOUT_S: Final = 300.0
+_BODY_TIMEOUT_S: Final = 60.0
 _Asked = TypeVar("_Asked", bound=msgspec.Struct)
 _Handler = Callable[[Request], Awaitable[Response]]
 
@@ -173,20 +174,19 @@ class RestApi:
         """Return the body of a request.
 
         Raises:
-            Refusal: it is too large, not JSON, or not of that kind.
+            Refusal: it is too large, too slow, not JSON, or not of that kind.
         """
         limit = min(self._table.limits.max_frame_bytes, MAX_BODY_BYTES)
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                message = f"the body is over the limit of {limit} bytes: use fewer environments, or the WebSocket"
-                raise Refusal(413, ErrorDetail(type="BodyTooLarge", message=message), {"connection": "close"})
+        try:
+            body = await asyncio.wait_for(_limited_body(request, limit), _BODY_TIMEOUT_S)
+        except TimeoutError as error:
+            message = f"the body did not arrive within {_BODY_TIMEOUT_S:g} s: send it at once"
+            raise Refusal(408, ErrorDetail(type="RemoteTimeout", message=message), {"connection": "close"}) from error
         content_type = request.headers.get("content-type", "")
         if body and content_type.partition(";")[0].strip().lower() != "application/json":
             message = f"the content type is {content_type!r}: expected application/json"
             raise Refusal(415, ErrorDetail(type="UnsupportedMediaType", message=message))
-        return await converted(len(body), lambda: _parse(bytes(body) or b"{}", kind))
+        return await converted(len(body), lambda: _parse(body or b"{}", kind))
 
     @asynccontextmanager
     async def _session(self, request: Request) -> AsyncIterator[RestSession]:
@@ -225,6 +225,16 @@ class RestApi:
             _logger.info("session idle session=%s after_s=%g", session.info.session_id, self._idle_timeout_s)
         self._sessions.pop(session.info.session_id, None)
         self._table.end(session.session)
+
+
+async def _limited_body(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            message = f"the body is over the limit of {limit} bytes: use fewer environments, or the WebSocket"
+            raise Refusal(413, ErrorDetail(type="BodyTooLarge", message=message), {"connection": "close"})
+    return bytes(body)
 
 
 def _parse(body: bytes, kind: type[_Asked]) -> _Asked:

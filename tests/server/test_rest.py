@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from starlette.applications import Starlette
 
 from agentgpt_remote.errors import InvalidAction
 from agentgpt_remote.jsonable import from_json, info_to_json, to_json
+from agentgpt_remote.server import rest
 from agentgpt_remote.server.openapi import describe
 from agentgpt_remote.server.rest import rest_routes
 from agentgpt_remote.server.rest_messages import MAX_BODY_BYTES, SECRET_HEADER
@@ -208,6 +210,20 @@ def test_floats_that_are_not_finite_are_words_and_what_json_lacks_is_named(conne
     assert reply["reward"] == "-Infinity"
     assert reply["info"] == {"loss": "NaN"}
     assert sorted(reply["dropped_info"]) == ["raw", "self"]
+
+
+def test_info_that_is_no_dict_is_told_and_the_session_goes_on(connect: Connect) -> None:
+    class SloppyEnv(CountingEnv):
+        def step(self, action: Any) -> Any:
+            observation, reward, terminated, truncated, info = super().step(action)
+            return observation, reward, terminated, truncated, info if action else None
+
+    client = connect(SloppyEnv)
+    client.make()
+    client.reset()
+    error = refused(client.ask("POST", "/step", {"action": 0}), 500, "NotSendable", "info is None")
+    assert error["next_sequence"] == 3
+    assert client.step(1)["observation"] == [1, 2, 1]
 
 
 def test_dropped_infos_are_named_in_each_reply(connect: Connect) -> None:
@@ -391,6 +407,16 @@ def test_large_body_is_refused_and_the_host_goes_on(connect: Connect) -> None:
     body = b" " * (MAX_BODY_BYTES + 1)
     refused(client.ask("POST", "/reset", content=body, headers=JSON), 413, "BodyTooLarge", str(MAX_BODY_BYTES))
     assert client.reset()["observation"] == [1, 0, -1]
+
+
+def test_body_that_does_not_arrive_is_given_up(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest, "_BODY_TIMEOUT_S", 0.2)
+    client = connect(CountingEnv)
+    with socket.create_connection((client.http.base_url.host, client.http.base_url.port or 0), 10.0) as connection:
+        connection.sendall(b"POST /v1/sessions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"within 0.2 s" in answer
 
 
 def test_closed_session_is_gone_and_its_room_free(connect: Connect) -> None:
