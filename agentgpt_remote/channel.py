@@ -26,6 +26,7 @@ from agentgpt_remote.frames import (
     Message,
     frame_header,
 )
+from agentgpt_remote.processes import yield_processor
 from agentgpt_remote.protocol import Reply, reply_nbytes
 
 NORMAL: Final = 1000
@@ -246,6 +247,7 @@ class BusyPoll:
     def _poll(self) -> None:
         self._running = time.perf_counter() < self._until
         if self._running:
+            yield_processor()
             self._loop.call_soon(self._poll)
 
 

@@ -29,6 +29,7 @@ from agentgpt_remote.frames import (
     load_mask,
     masked_header,
 )
+from agentgpt_remote.processes import yield_processor
 from agentgpt_remote.upgrade import parse_url, upgrade
 
 DEFAULT_CONNECT_TIMEOUT_S = 10.0
@@ -160,6 +161,7 @@ class WebSocketConnection:
                 message = self._reader.next_message()
                 if message is not None:
                     return message
+            yield_processor()
         return None
 
     def _receive(self, timeout_s: float) -> Message:

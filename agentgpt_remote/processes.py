@@ -207,6 +207,12 @@ class ChildProcess:
         self.close()
 
 
+def yield_processor() -> None:
+    """Let another process run on this processor, if one wants to: for loops that poll."""
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
+
+
 @atexit.register
 def _close_all() -> None:
     for child in list(_open_children):
