@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import socket
@@ -32,6 +33,8 @@ SEED = int(os.environ.get("FUZZ_SEED", "7"))
 ANSWER_TIMEOUT_S = 20.0
 MAX_FRAME_BYTES = 100_000
 KINDS = 2
+TANGLED_ACTION = {"move": [0.5, -0.5], "press": [1, 2], "kind": 3}
+ACTIONS: list[Any] = [0, 1, -5, 2**70, "Infinity", [0, 1], None, TANGLED_ACTION, [TANGLED_ACTION], [[[]]]]
 UPGRADE = (
     b"GET /session HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -180,6 +183,51 @@ class Fuzzer:
             requests.insert(at, requests[at])
         return [self._frame(self._handshake()), *requests], self._last_words(sequences.stop)
 
+    def rest_request(self, session_id: str) -> tuple[str, str, bytes]:
+        """Return method, path and body of a REST request, seldom in order."""
+        rng = self._rng
+        self.frames += 1
+        bodies: dict[str, Any] = {
+            "": {"kwargs": {"kind": rng.randrange(KINDS)}, "num_envs": rng.choice([1, 2, None, 0, -1, 1e300, 4001])},
+            "/reset": {"seed": rng.choice([None, 3, -1, [1, None], 2**60, "x"]), "options": {"level": [1, {"a": 2.5}]}},
+            "/step": {"action": rng.choice(ACTIONS), **rng.choice([{}, {}, {"sequence": rng.choice([1, 2, 0, 2.5])}])},
+            "/render": {},
+            "/fly": [1, 2],
+        }
+        name = rng.choice([*bodies, "/step", "/step"])
+        data = json.dumps(bodies[name] if rng.random() < 0.9 else rng.choice([*bodies.values()])).encode()
+        if rng.random() < 0.3:
+            data = self._mutated(data)
+        elif rng.random() < 0.01:
+            data = rng.choice([b"[" * 20_000, b"0" * (MAX_FRAME_BYTES + 1), b'{"action":' + b"[[" * 40_000])
+        path = f"/{session_id}{name}" if name else ""
+        return rng.choice(["POST"] * 9 + ["GET", "PUT"]), f"/v1/sessions{path}", data
+
+
+def _ask(client: httpx.Client, fuzzer: Fuzzer, rng: random.Random, count: int) -> int:
+    """Ask for nonsense in and around REST sessions; return how often it was understood. Every answer must be JSON."""
+    secrets: dict[str, str] = {"nobody": "?"}
+    understood = 0
+    for _ in range(count):
+        session_id = [*secrets][-1]
+        if session_id == "nobody":
+            method, path, data = "POST", "/v1/sessions", json.dumps({"kwargs": {"kind": rng.randrange(KINDS)}}).encode()
+        else:
+            method, path, data = fuzzer.rest_request(session_id)
+        headers = {
+            "content-type": rng.choice(["application/json"] * 19 + ["text/plain"]),
+            "x-session-secret": rng.choice([secrets[session_id]] * 19 + ["wrong"]),
+        }
+        response = client.request(method, path, content=data, headers=headers)
+        answer = response.json()
+        assert response.status_code != 500 or "traceback" in response.text, response.text
+        understood += response.status_code < 300
+        if response.status_code == 201:
+            secrets[answer["session_id"]] = answer["secret"]
+    for session_id, secret in secrets.items():
+        client.delete(f"/v1/sessions/{session_id}", headers={"x-session-secret": secret})
+    return understood
+
 
 def _talk(url: str, frames: list[bytes], last_words: bytes) -> int:
     """Send all frames at once, then the last words; return how many answers came until the connection ended."""
@@ -244,8 +292,12 @@ class Bystander(threading.Thread):
                     self.slowest_health_s = max(self.slowest_health_s, time.monotonic() - before)
 
 
+def _http(url: str) -> str:
+    return url.replace("ws://", "http://")
+
+
 def _health(url: str) -> Any:
-    return httpx.get(url.replace("ws://", "http://") + "/health", timeout=ANSWER_TIMEOUT_S).json()
+    return httpx.get(f"{_http(url)}/health", timeout=ANSWER_TIMEOUT_S).json()
 
 
 @pytest.mark.parametrize(
@@ -256,17 +308,20 @@ def _health(url: str) -> Any:
     ],
 )
 def test_nonsense_harms_neither_host_nor_other_sessions(frames: int) -> None:
-    fuzzer = Fuzzer(random.Random(SEED))
-    with start_host(
-        "tests.server.test_fuzz:make_kind", num_envs=4000, resume_window_s=0.5, max_frame_bytes=MAX_FRAME_BYTES
-    ) as host:
+    rng = random.Random(SEED)
+    fuzzer = Fuzzer(rng)
+    with contextlib.ExitStack() as stack:
+        limits = {"num_envs": 4000, "resume_window_s": 0.5, "max_frame_bytes": MAX_FRAME_BYTES}
+        host = stack.enter_context(start_host("tests.server.test_fuzz:make_kind", **limits))
         url, process = host.ready["url"], psutil.Process(host.pid)
+        client = stack.enter_context(httpx.Client(base_url=_http(url), timeout=ANSWER_TIMEOUT_S))
         bystander = Bystander(url)
         bystander.start()
-        answers = settled_bytes = 0
+        answers = understood = settled_bytes = 0
         while fuzzer.frames < frames:
             answers += _talk(url, *fuzzer.conversation())
             _say(url, fuzzer.raw())
+            understood += _ask(client, fuzzer, rng, 10)
             assert host.poll() is None, host.log_tail()
             assert bystander.failure is None
             if not settled_bytes and fuzzer.frames > frames // 5:
@@ -281,5 +336,6 @@ def test_nonsense_harms_neither_host_nor_other_sessions(frames: int) -> None:
     assert bystander.steps > 50
     assert bystander.slowest_health_s < 5.0
     assert grown < 50e6
+    assert understood > frames / 50
     assert answers > fuzzer.frames / 2  # most were understood well enough to be executed or refused
     assert "Traceback" not in log, log
