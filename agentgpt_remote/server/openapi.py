@@ -52,6 +52,7 @@ class Operation:
 
 
 _SESSION: Final = "/v1/sessions/{session_id}"
+_ENV: Final = (404, 500, 503, 504)
 _BODY: Final = (400, 408, 413, 415, 422)
 OPERATIONS: Final = (
     Operation(
@@ -62,7 +63,7 @@ OPERATIONS: Final = (
         status=201,
         reply=MadeSession,
         request=MakeRequest,
-        errors=(*_BODY, 404, 409, 429, 500, 504),
+        errors=(*_BODY, *_ENV, 409, 429),
     ),
     Operation(
         name="inspect",
@@ -78,7 +79,7 @@ OPERATIONS: Final = (
         path=_SESSION,
         summary="Close the environments and end the session.",
         status=204,
-        errors=(404, 500, 504),
+        errors=_ENV,
     ),
     Operation(
         name="spaces",
@@ -95,7 +96,7 @@ OPERATIONS: Final = (
         summary="Begin new episodes.",
         reply=ResetReply,
         request=ResetRequest,
-        errors=(*_BODY, 404, 409, 500, 504),
+        errors=(*_BODY, *_ENV, 409),
     ),
     Operation(
         name="step",
@@ -104,7 +105,7 @@ OPERATIONS: Final = (
         summary="Take one step.",
         reply=StepReply,
         request=StepRequest,
-        errors=(*_BODY, 404, 409, 500, 504),
+        errors=(*_BODY, *_ENV, 409),
     ),
     Operation(
         name="render",
@@ -112,7 +113,7 @@ OPERATIONS: Final = (
         path=f"{_SESSION}/render",
         summary="Render the environments in the render mode that they were made with.",
         reply=RenderReply,
-        errors=(404, 409, 500, 504),
+        errors=(*_ENV, 409),
     ),
 )
 _HEALTH: Final = Operation(
@@ -132,6 +133,7 @@ _REASONS: Final = {
     422: "The body does not match this description.",
     429: "The host is at its limit, which the message names.",
     500: "The environment raised an error.",
+    503: "The host is shutting down.",
     504: "The environment took longer than the host's step_timeout_s; its session has ended where it hangs.",
 }
 

@@ -83,6 +83,9 @@ class _Endpoint:
             response = refusal(error).response()
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:  # the server gives up what still runs when it ends; nobody else cancels
+            message = "the host is shutting down: the environment's answer did not come in time"
+            response = Refusal(503, ErrorDetail(type="ConnectionLost", message=message)).response()
         await response(scope, receive, send)
 
     def _handler(self, request: Request) -> _Handler:

@@ -502,13 +502,36 @@ def test_rest_and_websocket_share_a_host(connect: Connect) -> None:
         assert client.step(1)["observation"] == env.step(1)[0].tolist()
 
 
-def _idle_host(source: Source, idle_timeout_s: float) -> BackgroundServer:
+def _rest_host(source: Source, idle_timeout_s: float = 300.0, shutdown_timeout_s: float = 5.0) -> BackgroundServer:
     table = SessionTable(resolve_source(source), HostLimits(num_envs=1))
-    return BackgroundServer(Starlette(routes=rest_routes(table, idle_timeout_s)), ServerOptions(port=0))
+    app = Starlette(routes=rest_routes(table, idle_timeout_s))
+    return BackgroundServer(app, ServerOptions(port=0, shutdown_timeout_s=shutdown_timeout_s))
+
+
+def test_request_in_flight_is_answered_when_the_host_ends() -> None:
+    stepping = threading.Event()
+
+    class Telling(SlowEnv):
+        def step(self, action: Any) -> Any:
+            stepping.set()
+            return super().step(action)
+
+    with _rest_host(Telling, shutdown_timeout_s=1.0) as server:
+        client = Client(server.url)
+        client.make(kwargs={"seconds": 3.0})
+        client.reset()
+        answers: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: answers.append(client.ask("POST", "/step", {"action": 0})))
+        thread.start()
+        assert stepping.wait(10)
+        server.close()
+        thread.join(10)
+    refused(answers[0], 503, "ConnectionLost", "shutting down")
+    client.http.close()
 
 
 def test_idle_session_ends_and_requests_keep_it() -> None:
-    with _idle_host(SlowEnv, 0.4) as server:
+    with _rest_host(SlowEnv, idle_timeout_s=0.4) as server:
         client = Client(server.url)
         assert client.make(kwargs={"seconds": 1.0})["idle_timeout_s"] == 0.4
         client.reset()
@@ -560,7 +583,7 @@ def test_schemathesis_finds_no_failure(source: str, serve_here: ServeFunction, t
         "run",
         server.url.replace("ws:", "http:") + "/openapi.json",
     ]
-    options = ["--checks=all", "--seed=1", "--max-examples=15", "--no-color"]
+    options = ["--checks=all", "--seed=1", "--max-examples=8", "--no-color"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert "8 selected / 8 total" in done.stdout
