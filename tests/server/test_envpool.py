@@ -19,6 +19,7 @@ from agentgpt_remote.errors import ConfigError, InvalidAction
 from agentgpt_remote.server.sources import resolve_source
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
+from agentgpt_remote.wrappers.sb3 import SB3VecEnv
 from tests.conftest import ServeFunction
 from tests.wire.equality import exactly_equal
 
@@ -122,6 +123,23 @@ def test_same_step_resets_where_an_episode_ends(serve_here: ServeFunction) -> No
                 assert (infos["elapsed_step"][dones] == 0).all()
             ended += int(dones[0])
         assert ended
+
+
+@needs_envpool
+def test_stable_baselines3_sees_terminal_observations_of_the_pool(serve_here: ServeFunction) -> None:
+    with SB3VecEnv.make("envpool:CartPole-v1", N, url=serve_here("envpool:CartPole-v1").url) as envs:
+        assert not envs.has_attr("action_masks")
+        observations = envs.reset()
+        ended = 0
+        for _ in range(40):
+            observations, rewards, dones, infos = envs.step(np.ones(N, np.int64))
+            assert rewards.tolist() == [1.0] * N
+            for observation, done, info in zip(observations, dones, infos, strict=True):
+                assert ("terminal_observation" in info) == done
+                assert abs(observation[2]) < 0.21  # within the angle that ends an episode
+                assert not done or abs(info["terminal_observation"][2]) > 0.2
+                ended += int(done)
+        assert ended >= N
 
 
 @needs_envpool
