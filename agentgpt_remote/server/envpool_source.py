@@ -9,13 +9,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled, NameNotFound, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
-from agentgpt_remote.errors import ConfigError, InvalidAction
+from agentgpt_remote.errors import ConfigError
+from agentgpt_remote.server.envpool_values import cast_batch, check_actions, replace_rows, with_masks, with_whole_range
 from agentgpt_remote.wrappers.splitting import split_infos
 
 PREFIX = "envpool:"
@@ -28,6 +28,7 @@ _RESERVED = {
     "max_num_players": "environments with several players can't be served",
     "seed": "pass it to reset",
     "env_seed": "pass it to reset",
+    "base_path": "it is the host's own",
     "gym_reset_return_info": "infos are always returned",
     "env_type": "it is 'gymnasium'",
 }
@@ -94,7 +95,7 @@ class EnvPoolVectorEnv(VectorEnv[Any, Any, Any]):
         self._env_id, self._options = env_id, options
         self.num_envs, self.render_mode, self._mode = num_envs, render_mode, autoreset_mode
         spec = self._pool_spec()
-        self.single_observation_space = _with_whole_range(spec.gymnasium_observation_space)
+        self.single_observation_space = with_whole_range(spec.gymnasium_observation_space)
         self.single_action_space = spec.gymnasium_action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -142,13 +143,13 @@ class EnvPoolVectorEnv(VectorEnv[Any, Any, Any]):
             if seed is not None or self._pool is None:
                 self._make_pool(self._seeds(seed))
             self._keep(*self._pool.reset())
-            return self._observations, _masked(self._infos, np.ones(self.num_envs, np.bool_))
+            return self._observations, with_masks(self._infos, np.ones(self.num_envs, np.bool_))
         if seed is not None or self._pool is None:
             raise ConfigError("'reset_mask' needs a reset of all environments before, and takes no seeds")
         if np.shape(mask) != (self.num_envs,) or not np.any(mask):
             raise ConfigError(f"reset_mask={mask!r}: expected {self.num_envs} bools, of which at least one is True")
         self._reset_some(mask)
-        return self._observations, _masked(self._infos, mask)
+        return self._observations, with_masks(self._infos, mask)
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int]:
         if isinstance(seed, (int, np.integer)):
@@ -174,12 +175,12 @@ class EnvPoolVectorEnv(VectorEnv[Any, Any, Any]):
         observations, infos = self._pool.reset(np.flatnonzero(mask).astype(np.int32))
         order, last = infos["env_id"], (self._observations, self._infos)
         self._keep(observations, infos)
-        self._observations = _replaced(last[0], self._observations, order)
-        self._infos = _replaced(last[1], self._infos, order)
+        self._observations = replace_rows(last[0], self._observations, order)
+        self._infos = replace_rows(last[1], self._infos, order)
 
     def _keep(self, observations: Any, infos: dict[str, Any]) -> None:
         """Remember what the pool returned, in the spaces' dtypes and without the pool's own bookkeeping."""
-        self._observations = _cast(self.observation_space, observations)
+        self._observations = cast_batch(self.observation_space, observations)
         self._infos = {key: value for key, value in infos.items() if key not in ("env_id", "players")}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -190,14 +191,14 @@ class EnvPoolVectorEnv(VectorEnv[Any, Any, Any]):
             InvalidAction: the actions do not fit the action space.
         """
         self._check_reset("step")
-        _check_actions(self.action_space, actions)
+        check_actions(self.action_space, actions)
         observations, rewards, terminations, truncations, raw = self._pool.step(actions)
         self._keep(observations, raw)
         ended, finals = terminations | truncations, {}
         if self._mode is AutoresetMode.SAME_STEP and ended.any():
             finals = self._finals(ended)
             self._reset_some(ended)
-        infos = _masked(self._infos, np.ones(self.num_envs, np.bool_)) | finals
+        infos = with_masks(self._infos, np.ones(self.num_envs, np.bool_)) | finals
         return self._observations, rewards.astype(np.float64), terminations, truncations, infos
 
     def _finals(self, ended: Any) -> dict[str, Any]:
@@ -208,7 +209,7 @@ class EnvPoolVectorEnv(VectorEnv[Any, Any, Any]):
         return {
             "final_obs": observations,
             "_final_obs": ended,
-            "final_info": _masked(self._infos, ended),
+            "final_info": with_masks(self._infos, ended),
             "_final_info": ended.copy(),
         }
 
@@ -268,60 +269,3 @@ class EnvPoolEnv(gym.Env[Any, Any]):
     def close(self) -> None:
         """Close the pool."""
         self._envs.close()
-
-
-def _with_whole_range(space: gym.Space[Any]) -> gym.Space[Any]:
-    """Return the space without bounds where EnvPool gives the smallest positive number as the lowest one."""
-    if isinstance(space, spaces.Dict):
-        return spaces.Dict({key: _with_whole_range(item) for key, item in space.spaces.items()})
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        limits = np.finfo(space.dtype)
-        low = np.where(space.low == limits.tiny, -np.inf, space.low).astype(space.dtype)
-        high = np.where(space.high == limits.max, np.inf, space.high).astype(space.dtype)
-        return spaces.Box(low, high, dtype=low.dtype.type)
-    return space
-
-
-def _cast(space: gym.Space[Any], batch: Any) -> Any:
-    """Return a batch in the dtypes of its space: EnvPool has int32 where Gymnasium has int64."""
-    if isinstance(space, spaces.Dict):
-        return {key: _cast(item, batch[key]) for key, item in space.spaces.items()}
-    return batch.astype(space.dtype, copy=False)
-
-
-def _replaced(whole: Any, part: Any, indices: Any) -> Any:
-    """Return the batch of all environments with that of some in its place."""
-    if isinstance(whole, dict):
-        return {key: _replaced(value, part[key], indices) for key, value in whole.items()}
-    whole = whole.copy()
-    whole[indices] = part
-    return whole
-
-
-def _masked(infos: dict[str, Any], mask: Any) -> dict[str, Any]:
-    """Return infos with a mask beside each key, as Gymnasium has them."""
-    masked: dict[str, Any] = {}
-    for key, value in infos.items():
-        masked[key] = _masked(value, mask) if isinstance(value, dict) else value
-        masked[f"_{key}"] = mask.copy()
-    return masked
-
-
-def _check_actions(space: gym.Space[Any], actions: Any) -> None:
-    """Refuse what EnvPool's C++ would read beyond its memory; numbers may lie outside a Box, as in Gymnasium.
-
-    Raises:
-        InvalidAction: the actions have another structure or shape, or name an action that there is not.
-    """
-    if isinstance(space, spaces.Dict):
-        fits = isinstance(actions, dict) and actions.keys() == space.spaces.keys()
-        if fits:
-            for key, item in space.spaces.items():
-                _check_actions(item, actions[key])
-    elif isinstance(space, spaces.Box):
-        fits = isinstance(actions, np.ndarray) and actions.shape == space.shape and actions.dtype.kind in "iuf"
-    else:
-        fits = bool(space.contains(actions))
-    if not fits:
-        shown = f"an array of shape {actions.shape}, {actions}" if isinstance(actions, np.ndarray) else repr(actions)
-        raise InvalidAction(f"actions: expected {space}, got {shown}")
