@@ -32,7 +32,17 @@ from gymnasium import spaces
 from agentgpt_remote.errors import ProtocolError
 from agentgpt_remote.packing import pack_info, pack_value, unpack_value
 
-__all__ = ["DOES_NOT_FIT", "NUMPY_SCALARS", "PYTHON_INTS", "Layout", "Leaf", "pack_info", "pack_value", "unpack_value"]
+__all__ = [
+    "DOES_NOT_FIT",
+    "NUMPY_SCALARS",
+    "PYTHON_INTS",
+    "Layout",
+    "Leaf",
+    "Rows",
+    "pack_info",
+    "pack_value",
+    "unpack_value",
+]
 
 Buffer = bytes | bytearray | memoryview
 DOES_NOT_FIT, NUMPY_SCALARS, PYTHON_INTS = -1, 0, 1
@@ -62,6 +72,10 @@ class Leaf:
     def nbytes(self) -> int:
         """Size of one value in bytes."""
         return self.dtype.itemsize * math.prod(self.shape)
+
+
+class Rows(list[np.ndarray]):
+    """A batch of a space of one leaf as an array for each value, all contiguous; it is encoded as if stacked."""
 
 
 class Layout:
@@ -106,13 +120,17 @@ class Layout:
         """Append the buffers that make up a batch; their concatenation is the encoding.
 
         Args:
-            value: array of shape ``(n, ...)``, or nested dict and tuple of them.
+            value: array of shape ``(n, ...)``, nested dict and tuple of them, or :class:`Rows`.
             n: number of values.
             parts: receives the buffers; some of them may be the arrays themselves.
 
         Returns:
             Whether the value fits the layout; if not, ``parts`` is to be thrown away.
         """
+        if type(value) is Rows:
+            parts += value
+            parts.append(_PADDING[self._plan(n)[0][0][2]])
+            return len(value) == n
         flat: list[Any] = []
         if not self._flatten(value, flat):
             return False

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, iterate
+
+from agentgpt_remote.codec import Rows
+
+_LARGE_BYTES = 4096
 
 
 class HostVectorEnv(SyncVectorEnv):
@@ -17,6 +23,8 @@ class HostVectorEnv(SyncVectorEnv):
 
     def __init__(self, env_fns: Any, autoreset_mode: AutoresetMode) -> None:
         super().__init__(env_fns, copy=False, autoreset_mode=autoreset_mode)
+        space = self.single_observation_space
+        self._are_large = type(space) is Box and space.dtype.itemsize * math.prod(space.shape) >= _LARGE_BYTES
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environments, or reset those that are due."""
@@ -39,6 +47,16 @@ class HostVectorEnv(SyncVectorEnv):
                     observations[index], info = env.reset()
             if info:
                 infos = self._add_info(infos, info, index)
-        self._observations = concatenate(self.single_observation_space, observations, self._observations)
         self._autoreset_envs = terminations | truncations
-        return self._observations, rewards, terminations, truncations, infos
+        return self._together(observations), rewards, terminations, truncations, infos
+
+    def _together(self, observations: Any) -> Any:
+        """Return one batch; large ones are not copied together, as they can be sent one after the other."""
+        space = self.single_observation_space
+        if self._are_large and all(
+            type(one) is np.ndarray and one.dtype == space.dtype and one.shape == space.shape and one.flags.c_contiguous
+            for one in observations
+        ):
+            return Rows(observations)
+        self._observations = concatenate(space, observations, self._observations)
+        return self._observations
