@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agentgpt_remote.errors import AgentGPTError, AuthError
+from agentgpt_remote.errors import AgentGPTError, AuthError, ConfigError
 from agentgpt_remote.handshake import Open
 from agentgpt_remote.packing import pack_value
 from agentgpt_remote.server.openapi import OPERATIONS, describe
@@ -135,6 +135,7 @@ class RestApi:
             raise refusal(error, arguments=arguments) from error
         try:
             made = RestSession(session, self._table.source.name, self._idle_timeout_s)
+            _check_render_mode(asked.render_mode, made.info.metadata.get("render_modes"))
         except AgentGPTError:
             self._table.end(session)
             raise
@@ -228,6 +229,14 @@ class RestApi:
             _logger.info("session idle session=%s after_s=%g", session.info.session_id, self._idle_timeout_s)
         self._sessions.pop(session.info.session_id, None)
         self._table.end(session.session)
+
+
+def _check_render_mode(mode: str | None, known: Any) -> None:
+    """Refuse a mode that the environment does not declare: Gymnasium makes it all the same, and render raises."""
+    if mode is None or not known or not isinstance(known, list):
+        return
+    if mode not in known and mode.removesuffix("_list") not in known:
+        raise ConfigError(f"unknown render_mode {mode!r}: expected one of {known}, or null")
 
 
 async def _limited_body(request: Request, limit: int) -> bytes:

@@ -374,6 +374,7 @@ def test_other_bad_requests_are_refused(connect: Connect) -> None:
     refused(client.ask("POST", "/reset", {"seed": [1]}), 409, "InvalidAction", "expected one number")
     refused(client.ask("POST", "/reset", {"seed": -1}), 422, "InvalidRequest", ">= 0")
     refused(client.ask("GET", "/render"), 409, "ConfigError", "render_mode")
+    client.make(render_mode="rgb_array_list")
     client.make(num_envs=2)
     refused(client.ask("POST", "/reset", {"seed": [1, 2, 3]}), 409, "InvalidAction", "a list of 2")
     client.reset(seed=[1, None])
@@ -544,6 +545,7 @@ def test_idle_session_ends_and_requests_keep_it() -> None:
 
 def test_render_returns_text_and_images(connect: Connect) -> None:
     client = connect(make_counting)
+    refused(client.open(render_mode="rgb"), 409, "ConfigError", r"'rgb': expected one of \['rgb_array', 'ansi'")
     client.make(render_mode="ansi")
     client.reset()
     assert succeeded(client.ask("GET", "/render")) == {"frames": [{"text": "step 0"}]}
