@@ -66,12 +66,24 @@ class _Infos:
     def __init__(self, on_dropped: DroppedCallback | None) -> None:
         self._on_dropped = on_dropped or self._warn
         self._warned: set[str] = set()
+        self._passed_on: dict[str, str] = {}
 
-    @staticmethod
-    def encode(info: dict[str, Any]) -> tuple[int, bytes]:
-        if not info:
-            return 0, b""
+    def tell(self, callback: DroppedCallback) -> None:
+        self._on_dropped = callback
+
+    def pass_on(self, told: dict[str, str]) -> None:
+        self._passed_on |= told
+
+    def _pack(self, info: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
         data, told = pack_info(info)
+        if self._passed_on:
+            told, self._passed_on = {**self._passed_on, **told}, {}
+        return data, told
+
+    def encode(self, info: dict[str, Any]) -> tuple[int, bytes]:
+        if not info and not self._passed_on:
+            return 0, b""
+        data, told = self._pack(info)
         return (DROPPED, pack_value([data, told])) if told else (0, data)
 
     def decode(self, envelope: Envelope) -> dict[str, Any]:
@@ -87,15 +99,14 @@ class _Infos:
             raise ProtocolError(f"an info is a {type(info).__name__}, expected a dict")
         return info
 
-    @staticmethod
-    def encode_irregular(values: tuple[Any, ...]) -> Payload:
+    def encode_irregular(self, values: tuple[Any, ...]) -> Payload:
         """Return the payload of a reply as a whole.
 
         Raises:
             NotSendable: what is beside the info holds a value that can't be sent.
         """
         *rest, info = values
-        data, told = pack_info(info)
+        data, told = self._pack(info)
         try:
             return [], IRREGULAR, pack_value([rest, data, told])
         except NotSendable as error:
@@ -128,7 +139,21 @@ def _unpack(envelope: Envelope, count: int) -> list[Any]:
     return values
 
 
-class EnvCodec:
+class _Codec:
+    """What the codecs of single and of vector environments share."""
+
+    _infos: _Infos
+
+    def tell_dropped(self, callback: DroppedCallback) -> None:
+        """Have ``callback`` told the parts of received infos that could not be sent, instead of a warning."""
+        self._infos.tell(callback)
+
+    def pass_on_dropped(self, told: dict[str, str]) -> None:
+        """Tell, with the next info that is encoded, what could not be sent to this process either."""
+        self._infos.pass_on(told)
+
+
+class EnvCodec(_Codec):
     """Messages of a single environment.
 
     Args:
@@ -214,7 +239,7 @@ class EnvCodec:
         return observation, self._infos.decode(envelope)
 
 
-class VectorCodec:
+class VectorCodec(_Codec):
     """Messages of a vector environment: one each way for all its environments.
 
     Args:
@@ -246,22 +271,8 @@ class VectorCodec:
         parts: list[Any] = []
         if self._actions.batch_parts(actions, self._n, parts):
             return parts, 0, b""
-        self._check_count(self._action_space, actions, "actions")
+        check_count(self._action_space, actions, self._n)
         return [], IRREGULAR, _pack_action(actions)
-
-    def _check_count(self, space: gym.Space[Any], actions: Any, where: str) -> None:
-        if isinstance(space, spaces.Dict) and isinstance(actions, dict):
-            for key in actions.keys() & space.spaces.keys():
-                self._check_count(space.spaces[key], actions[key], f"{where}[{key!r}]")
-        elif isinstance(space, spaces.Tuple) and isinstance(actions, tuple) and len(actions) == len(space.spaces):
-            for index, (subspace, part) in enumerate(zip(space.spaces, actions, strict=True)):
-                self._check_count(subspace, part, f"{where}[{index}]")
-        else:
-            is_batch = actions.ndim > 0 if isinstance(actions, np.ndarray) else hasattr(actions, "__len__")
-            count = len(actions) if is_batch else None
-            if count != self._n:
-                held = "a single value" if count is None else f"{count} values"
-                raise InvalidAction(f"{where} holds {held}, expected one for each of {self._n} environments")
 
     def decode_actions(self, envelope: Envelope) -> Any:
         """Return the batched actions of a step request."""
@@ -315,6 +326,26 @@ class VectorCodec:
         if envelope.flags & IRREGULAR:
             return self._infos.decode_irregular(envelope, 2)
         return self._observations.decode_batch(envelope.data, HEADER_BYTES, self._n), self._infos.decode(envelope)
+
+
+def check_count(space: gym.Space[Any], batch: Any, n: int, where: str = "actions") -> None:
+    """Check that a batch of values of ``space`` holds one for each of ``n`` environments.
+
+    Raises:
+        InvalidAction: it does not.
+    """
+    if isinstance(space, spaces.Dict) and isinstance(batch, dict):
+        for key in batch.keys() & space.spaces.keys():
+            check_count(space.spaces[key], batch[key], n, f"{where}[{key!r}]")
+    elif isinstance(space, spaces.Tuple) and isinstance(batch, tuple) and len(batch) == len(space.spaces):
+        for index, (subspace, part) in enumerate(zip(space.spaces, batch, strict=True)):
+            check_count(subspace, part, n, f"{where}[{index}]")
+    else:
+        is_batch = batch.ndim > 0 if isinstance(batch, np.ndarray) else hasattr(batch, "__len__")
+        count = len(batch) if is_batch else None
+        if count != n:
+            held = "a single value" if count is None else f"{count} values"
+            raise InvalidAction(f"{where} holds {held}, expected one for each of {n} environments")
 
 
 def make_codec(

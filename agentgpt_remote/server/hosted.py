@@ -21,6 +21,7 @@ from agentgpt_remote.spaces import space_to_dict
 from agentgpt_remote.steps import Payload, make_codec
 from agentgpt_remote.wrappers.remote_base import MISSING, RemoteBase, find_kind
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
+from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 
 
 class HostedEnv:
@@ -43,6 +44,8 @@ class HostedEnv:
             self._observation_space, self._action_space = self._spaces()
             self._described = self._describe()
             self._codec = make_codec(self._observation_space, self._action_space, num_envs)
+            if isinstance(self._env, RemoteEnv | RemoteVectorEnv):
+                self._env.tell_dropped(self._codec.pass_on_dropped)
         except BaseException:
             self._env.close()
             raise

@@ -10,8 +10,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from agentgpt_remote.errors import InvalidAction
-
 _ARRAY_SPACES: Final = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -41,27 +39,6 @@ def slice_batch(space: gym.Space[Any], batch: Any, start: int, stop: int) -> Any
     if isinstance(space, spaces.Tuple) and isinstance(batch, tuple) and len(batch) == len(space.spaces):
         return tuple(slice_batch(item, part, start, stop) for item, part in zip(space.spaces, batch, strict=True))
     return batch[start:stop]
-
-
-def check_batch(space: gym.Space[Any], batch: Any, n: int, where: str = "actions") -> None:
-    """Check that a batch holds one action for each of ``n`` environments.
-
-    Raises:
-        InvalidAction: it does not.
-    """
-    if isinstance(space, spaces.Dict) and isinstance(batch, dict):
-        for key, part in batch.items():
-            if key not in space.spaces:
-                raise InvalidAction(f"{where} has a key {key!r} that the action space lacks")
-            check_batch(space.spaces[key], part, n, f"{where}[{key!r}]")
-    elif isinstance(space, spaces.Tuple) and isinstance(batch, tuple) and len(batch) == len(space.spaces):
-        for index, (item, part) in enumerate(zip(space.spaces, batch, strict=True)):
-            check_batch(item, part, n, f"{where}[{index}]")
-    else:
-        is_batch = batch.ndim > 0 if isinstance(batch, np.ndarray) else hasattr(batch, "__len__")
-        if not is_batch or len(batch) != n:
-            held = f"{len(batch)} values" if is_batch else "a single value"
-            raise InvalidAction(f"{where} holds {held}, expected one for each of {n} environments")
 
 
 def merge_infos(infos: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:

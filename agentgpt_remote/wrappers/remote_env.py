@@ -15,7 +15,7 @@ from agentgpt_remote.handshake import Opened
 from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
 from agentgpt_remote.spaces import space_from_dict
-from agentgpt_remote.steps import EnvCodec
+from agentgpt_remote.steps import DroppedCallback, EnvCodec
 from agentgpt_remote.wrappers.hosting import Host, find_hosts, fixed_type_errors
 from agentgpt_remote.wrappers.remote_base import (
     HOST_LOSS,
@@ -123,6 +123,10 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
         self.render_mode = opened.render_mode
         self.metadata = remote_metadata(opened)
         self._codec = EnvCodec(self.observation_space, self.action_space)
+
+    def tell_dropped(self, callback: DroppedCallback) -> None:
+        """Have ``callback`` told the parts of infos that could not be sent, instead of a warning."""
+        self._codec.tell_dropped(callback)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment.

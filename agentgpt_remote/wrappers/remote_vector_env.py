@@ -21,8 +21,9 @@ from agentgpt_remote.errors import ConfigError, RemoteTimeout
 from agentgpt_remote.packing import unpack_value
 from agentgpt_remote.protocol import Kind
 from agentgpt_remote.spaces import space_from_dict
+from agentgpt_remote.steps import DroppedCallback, check_count
 from agentgpt_remote.wrappers.hosting import Host, find_hosts, fixed_type_errors
-from agentgpt_remote.wrappers.merging import check_batch, merge_batches, merge_infos, slice_batch
+from agentgpt_remote.wrappers.merging import merge_batches, merge_infos, slice_batch
 from agentgpt_remote.wrappers.offers import free_envs, host_health, spread
 from agentgpt_remote.wrappers.remote_base import (
     REMOTE_RENDER_MODES,
@@ -185,6 +186,11 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         self.metadata = remote_metadata(opened)
         if isinstance(self.metadata.get("autoreset_mode"), str):
             self.metadata["autoreset_mode"] = AutoresetMode(self.metadata["autoreset_mode"])
+
+    def tell_dropped(self, callback: DroppedCallback) -> None:
+        """Have ``callback`` told the parts of infos that could not be sent, instead of a warning."""
+        for shard in self._shards:
+            shard.codec.tell_dropped(callback)
 
     def _envs_on(self, host: Host) -> int | None:
         return sum(shard.num_envs for shard in self._shards if shard.url == host.url) or None
@@ -384,7 +390,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         if len(shards) == 1:
             shards[0].send_step(shards[0].encode_actions(actions))
             return
-        check_batch(self.single_action_space, actions, stop - start)
+        check_count(self.single_action_space, actions, stop - start)
         space = self.single_action_space
         own = [slice_batch(space, actions, shard.start - start, shard.stop - start) for shard in shards]
         # All or none: a shard with an action that can't be sent must not leave the others stepping.

@@ -42,6 +42,7 @@ class Shard:
     Attributes:
         opened: the host's answer to the handshake.
         num_envs: how many environments.
+        codec: of its messages.
         pending: what lacks its reply.
     """
 
@@ -64,7 +65,7 @@ class Shard:
         self.start, self.stop, self.group = start, start + self.num_envs, group
         self.single_observation_space = space_from_dict(opened.observation_space, "observation")
         self.single_action_space = space_from_dict(opened.action_space, "action")
-        self._codec = VectorCodec(self.single_observation_space, self.single_action_space, self.num_envs)
+        self.codec = VectorCodec(self.single_observation_space, self.single_action_space, self.num_envs)
         self._mode, self._truncates, self._keeps_last = mode, truncates, keeps_last or truncates
         self.pending: Kind | None = None
         self._last: Any = None
@@ -110,7 +111,7 @@ class Shard:
         Raises:
             InvalidAction: there is not one action for each environment, or one is of a type that can't be sent.
         """
-        return self._codec.encode_actions(actions)
+        return self.codec.encode_actions(actions)
 
     def send_step(self, actions: Payload) -> None:
         """Start a step with encoded actions."""
@@ -137,7 +138,7 @@ class Shard:
         if self._repeats_last:
             self._repeats_last, self.pending = False, None
             return copy.deepcopy(self._last), {}
-        return self._received_reset(self._codec.decode_reset(self._receive_again(timeout_s)))
+        return self._received_reset(self.codec.decode_reset(self._receive_again(timeout_s)))
 
     def _received_reset(self, reset: Reset) -> Reset:
         self.pending, self._is_new = None, False
@@ -171,7 +172,7 @@ class Shard:
             return (observations, *self._no_rewards(), infos)
         if self._loss is None:
             try:
-                step: Step = self._codec.decode_step(self._receive(timeout_s))
+                step: Step = self.codec.decode_step(self._receive(timeout_s))
             except (ConnectionLost, RemoteTimeout) as error:
                 if self._last is None or not self._is_loss(error):
                     raise

@@ -22,7 +22,15 @@ from tests.conftest import ServeFunction
 from tests.support import is_running, wait_until
 from tests.wire.equality import exactly_equal
 from tests.wrappers.doomed_envs import CRASH, HANG, DoomedEnv
-from tests.wrappers.odd_envs import CountingEnv, FragileEnv, OwnVectorEnv, ProcessEnv, SlowEnv, TangledEnv
+from tests.wrappers.odd_envs import (
+    CountingEnv,
+    FragileEnv,
+    OwnVectorEnv,
+    ProcessEnv,
+    SlowEnv,
+    TangledEnv,
+    UnsendableEnv,
+)
 
 
 def _actions(*actions: int) -> np.ndarray:
@@ -215,3 +223,16 @@ def test_workers_out_of_range_and_instances_are_refused(serve_here: ServeFunctio
         serve_here(CountingEnv(), workers=1)
     with pytest.raises(ConfigError, match="pass a factory"):
         RemoteEnv(CountingEnv(), workers=1)
+
+
+@pytest.mark.parametrize("num_envs", [None, 3])
+def test_what_an_info_lacks_is_told_once_through_the_workers(num_envs: int | None, serve_here: ServeFunction) -> None:
+    url = serve_here(UnsendableEnv, workers=2).url
+    env: Any = RemoteEnv(url=url) if num_envs is None else RemoteVectorEnv(url=url, num_envs=num_envs)
+    actions = 0 if num_envs is None else np.zeros(num_envs, np.int64)
+    with env:
+        env.reset()
+        with pytest.warns(UserWarning, match="simulator"):
+            step = env.step(actions)
+        assert "simulator" not in step[4]
+        assert "simulator" not in env.step(actions)[4]  # a second warning would be an error
