@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _quiet_logger = logging.getLogger("agentgpt_remote.upgrade")
 _quiet_logger.setLevel(logging.INFO)  # at DEBUG, websockets logs request headers, and one of them is the token
+_GATEWAY_ERRORS = (502, 503, 504)  # the host may be back in a moment, as after a connection that was refused
 
 
 def parse_url(url: str, path: str) -> tuple[str, int, str]:
@@ -123,4 +124,8 @@ def _refused(response: Response, url: str) -> Exception:
         reason = str(json.loads(bytes(response.body or b""))["error"])
     if response.status_code in (401, 403):
         return AuthError(f"{url} refused the connection: {reason}")
+    if response.status_code in _GATEWAY_ERRORS:
+        return HostUnreachable(
+            f"a gateway at {url} can't reach the host: it answered HTTP {response.status_code} {reason}"
+        )
     return ProtocolMismatch(f"{url} is not an agentgpt server: it answered HTTP {response.status_code} {reason}")

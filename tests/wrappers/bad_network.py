@@ -26,6 +26,7 @@ class CuttingProxy:
         connections: how many it has accepted.
         passed: how many bytes went ``up`` and ``down`` in all.
         refusing: whether new connections are closed at once.
+        refusal: what they are told before that, once they have said something.
     """
 
     def __init__(self, port: int, next_cut: Callable[[int], tuple[str, int] | None]) -> None:
@@ -36,6 +37,7 @@ class CuttingProxy:
         self.connections = 0
         self.passed = {"up": 0, "down": 0}
         self.refusing = False
+        self.refusal = b""
         self._left: dict[str, float] = {}  # of the latest connection
         self._open: list[socket.socket] = []
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -48,6 +50,8 @@ class CuttingProxy:
             except OSError:
                 return
             if self.refusing:
+                if self.refusal and client.recv(65536):
+                    client.sendall(self.refusal)
                 client.close()
                 continue
             server = socket.create_connection(("127.0.0.1", self._port))
@@ -63,11 +67,11 @@ class CuttingProxy:
                 for source in select.select([client, server], [], [])[0]:
                     way, target = ("up", server) if source is client else ("down", client)
                     data = source.recv(65536)
-                    if not data or not self._pass_on(data[: int(min(left[way], len(data)))], target):
-                        return
+                    # Counted before it is sent: whoever receives it may ask for the next cut at once.
                     self.passed[way] += len(data)
-                    left[way] -= len(data)
-                    if left[way] <= 0:
+                    allowed, left[way] = left[way], left[way] - len(data)
+                    is_last = not data or left[way] <= 0
+                    if not self._pass_on(data[: int(min(allowed, len(data)))], target) or is_last:
                         return
 
     def _pass_on(self, data: bytes, target: socket.socket) -> bool:
