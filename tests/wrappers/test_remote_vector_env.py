@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import ClipReward, DictInfoToList, NormalizeObservation, RecordEpisodeStatistics
 
 from agentgpt_remote.errors import (
     CapacityReached,
@@ -325,3 +326,20 @@ def test_every_use_after_one_of_the_hosts_was_lost_says_so() -> None:
                     use()
                 with pytest.raises(NoAsyncCallError):
                     envs.step_wait()
+
+
+def test_gymnasiums_vector_wrappers_see_what_they_see_of_a_local_vector(serve_here: ServeFunction) -> None:
+    def wrapped(envs: Any) -> Any:
+        return DictInfoToList(ClipReward(NormalizeObservation(RecordEpisodeStatistics(envs)), 0.0, 0.5))
+
+    local = wrapped(SyncVectorEnv([partial(CountingEnv, length=3)] * 3))
+    with RemoteVectorEnv(url=serve_here(CountingEnv).url, num_envs=3, length=3) as envs:
+        remote = wrapped(envs)
+        assert remote.unwrapped is envs
+        assert exactly_equal(remote.reset(seed=1), local.reset(seed=1))
+        for _ in range(20):
+            there, here = remote.step(np.array([0, 1, 2])), local.step(np.array([0, 1, 2]))
+            for infos in (there[-1], here[-1]):
+                for info in infos:
+                    info.get("episode", {}).pop("t", None)  # measured
+            assert exactly_equal(there, here)
