@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from agentgpt_remote.errors import ConnectionLost
+from agentgpt_remote.errors import ConnectionLost, RemoteTimeout
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
@@ -88,3 +88,34 @@ def test_every_trajectory_equals_its_undisturbed_twin(seconds: float) -> None:
     assert failures == []
     assert min(steps) > 10
     assert connections > 5 * seconds
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_groups_in_flight_equal_their_undisturbed_twins(workers: int) -> None:
+    groups = 3
+    rng = random.Random(1)
+    twins = [SyncVectorEnv([TangledEnv] * 2) for _ in range(groups)]
+    actions: dict[int, Any] = {}
+    with (
+        LocalHost(TangledEnv, workers=workers) as host,
+        contextlib.closing(ChaoticProxy(port_of(host.url), seed=3, cuts=0.03)) as proxy,
+    ):
+        while True:
+            with contextlib.suppress(ConnectionLost):
+                envs = RemoteVectorEnv(url=proxy.url, token=host.token, num_envs=2 * groups, groups=groups)
+                break
+        with envs:
+            envs.reset(seed=5)
+            for group, twin in enumerate(twins):
+                twin.reset(seed=5 + 2 * group)
+                actions[group] = twin.action_space.sample()
+                envs.send(group, actions[group])
+            for _ in range(300):
+                try:
+                    group, step = envs.recv(timeout_s=rng.choice([0.005, 20.0]))
+                except RemoteTimeout:
+                    continue  # nothing is lost by asking again
+                assert exactly_equal(step, twins[group].step(actions[group]))
+                actions[group] = twins[group].action_space.sample()
+                envs.send(group, actions[group])
+        assert proxy.connections > 2 * groups
