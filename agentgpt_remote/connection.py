@@ -178,6 +178,10 @@ class WebSocketConnection:
                     return message
         raise RemoteTimeout(f"no message from {self.url} within {timeout_s:g} s")
 
+    def has_message(self) -> bool:
+        """Tell whether a whole message has been received and not been taken; raises as :meth:`ready`."""
+        return self._reader.may_have_message and self._reader.has_message()
+
     def ready(self) -> bool:
         """Tell, without waiting, whether a whole message can be received.
 
@@ -241,12 +245,13 @@ class WebSocketConnection:
         self.close()
 
 
-def wait_readable(connections: Iterable[WebSocketConnection], timeout_s: float) -> None:
-    """Wait until a byte arrives on one of the connections, or ``timeout_s`` has passed."""
+def wait_readable(connections: Iterable[WebSocketConnection], timeout_s: float) -> list[WebSocketConnection]:
+    """Return the connections on which bytes have arrived, waiting up to ``timeout_s`` seconds for the first."""
     poll = select.poll()
-    for connection in connections:
-        poll.register(connection.fileno(), select.POLLIN)
-    poll.poll(max(0.0, timeout_s * 1000.0))
+    by_descriptor = {connection.fileno(): connection for connection in connections}
+    for descriptor in by_descriptor:
+        poll.register(descriptor, select.POLLIN)
+    return [by_descriptor[descriptor] for descriptor, _ in poll.poll(max(0.0, timeout_s * 1000.0))]
 
 
 def _tune(sock: socket.socket) -> None:

@@ -16,7 +16,6 @@ from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoA
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from agentgpt_remote.connection import wait_readable
 from agentgpt_remote.errors import ConfigError, RemoteTimeout
 from agentgpt_remote.packing import unpack_value
 from agentgpt_remote.protocol import Kind
@@ -37,7 +36,7 @@ from agentgpt_remote.wrappers.remote_base import (
     spec_kwargs,
     spin_seconds,
 )
-from agentgpt_remote.wrappers.shard import Shard, Step
+from agentgpt_remote.wrappers.shard import Shard, Step, take_in_replies
 from agentgpt_remote.wrappers.transport import Timeouts
 
 _RESUME_WINDOW_S = 5.0  # with other hosts to go on with, a lost one is not waited for as long as a single one
@@ -356,16 +355,16 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         if not self._sent:
             raise NoAsyncCallError("called recv without send before", "send")
         timeout_s = self._sessions.timeouts.request_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + timeout_s
+        deadline, left_s = time.monotonic() + timeout_s, 0.0
         while True:
+            take_in_replies([shard for group in self._sent for shard in self._of_group(group)], left_s)
             for group in self._sent:
                 shards = self._of_group(group)
-                if all(shard.pending is None or shard.ready() for shard in shards):
+                if all(shard.pending is None or shard.has_reply() for shard in shards):
                     return self._received(group, shards)
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise RemoteTimeout(f"no group is ready within {timeout_s:g} s: the environments are slow or hang")
-            self._wait([shard for group in self._sent for shard in self._of_group(group)], left_s)
 
     def _received(self, group: int, shards: list[Shard]) -> tuple[int, Step]:
         try:
@@ -464,11 +463,9 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
     def _pending_shards(self) -> list[Shard]:
         return [shard for shard in self._shards if shard.pending is not None]
 
-    @staticmethod
-    def _wait(shards: Sequence[Shard], timeout_s: float) -> None:
-        """Wait until a byte arrives for one of the shards that lacks its reply."""
-        waiting = [shard.transport.connection for shard in shards if shard.pending is not None and not shard.ready()]
-        wait_readable([connection for connection in waiting if connection is not None], timeout_s)
+    def _has_replies(self) -> bool:
+        pending = self._pending_shards()
+        return bool(pending) and all(shard.has_reply() for shard in pending)
 
     def render(self) -> tuple[Any, ...] | None:
         """Return a frame of each environment."""
@@ -527,16 +524,14 @@ def wait_ready(envs: Sequence[RemoteVectorEnv], timeout_s: float) -> list[Remote
         Those whose ``step_wait`` or ``reset_wait`` would not wait; empty when the time is over. One whose connection
         dropped counts as ready: waiting for it resumes the session.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline, left_s = time.monotonic() + timeout_s, 0.0
     while True:
-        ready = [env for env in envs if env.reply_ready]
-        left_s = deadline - time.monotonic()
-        if ready or left_s <= 0:
-            return ready
         shards = [shard for env in envs for shard in env._pending_shards()]
-        if not shards:
-            return []
-        RemoteVectorEnv._wait(shards, left_s)
+        take_in_replies(shards, left_s)
+        ready = [env for env in envs if env._has_replies()]
+        left_s = deadline - time.monotonic()
+        if ready or not shards or left_s <= 0:
+            return ready
 
 
 def _count(name: str, value: Any) -> int | None:

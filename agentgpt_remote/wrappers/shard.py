@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, iterate
 
+from agentgpt_remote.connection import wait_readable
 from agentgpt_remote.errors import ConnectionLost, RemoteTimeout
 from agentgpt_remote.handshake import Open
 from agentgpt_remote.packing import pack_value
@@ -133,6 +135,10 @@ class Shard:
         """Tell, without waiting, whether the reply can be taken without waiting."""
         return self._loss is not None or self._repeats_last or self.transport.ready()
 
+    def has_reply(self) -> bool:
+        """Tell the same as far as it is known without looking at the connection."""
+        return self._loss is not None or self._repeats_last or self.transport.has_reply()
+
     def receive_reset(self, timeout_s: float | None) -> Reset:
         """Return observations and infos of the reset that was sent."""
         if self._repeats_last:
@@ -225,3 +231,16 @@ class Shard:
             last, reset_infos = self.receive_reset(None)
             infos |= reset_infos
         return last, rewards, terminations, truncations, infos
+
+
+def take_in_replies(shards: Iterable[Shard], timeout_s: float) -> None:
+    """Receive what has arrived for shards that have no reply yet, waiting up to ``timeout_s`` seconds for the first.
+
+    One system call looks at all of them, and one receives for each that has something.
+    """
+    waiting = [shard for shard in shards if shard.pending is not None and not shard.has_reply()]
+    by_connection = {shard.transport.connection: shard for shard in waiting}
+    connections = [connection for connection in by_connection if connection is not None]
+    if connections:
+        for connection in wait_readable(connections, timeout_s):
+            by_connection[connection].ready()

@@ -232,10 +232,17 @@ class SessionTransport:
 
     def ready(self) -> bool:
         """Tell, without waiting, whether :meth:`receive` would return or raise at once."""
+        return self._ready(WebSocketConnection.ready)
+
+    def has_reply(self) -> bool:
+        """Tell the same as far as it is known without looking at the connection."""
+        return self._ready(WebSocketConnection.has_message)
+
+    def _ready(self, look: Callable[[WebSocketConnection], bool]) -> bool:
         if self._connection is None:
             return True
         try:
-            return self._connection.ready()
+            return look(self._connection)
         except (ConnectionLost, ProtocolError):
             self._drop()
             return True
