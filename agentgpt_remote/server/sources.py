@@ -13,10 +13,11 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
 from gymnasium.error import NameNotFound
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.server.envpool_source import PREFIX, EnvPoolEnv, EnvPoolVectorEnv, find_envpool
+from agentgpt_remote.server.stepping import HostVectorEnv
 
 AnyEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 Source = str | EnvSpec | Callable[..., Any] | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
@@ -133,8 +134,7 @@ class EnvSource:
             first.close()
             raise ConfigError(f"{self.name} is served as an instance: it is one environment, not {num_envs}")
         rest: list[Callable[..., Any]] = [partial(self._make, **kwargs)] * (num_envs - 1)
-        # Not copied: a reply holds the observations before the next step changes them.
-        return SyncVectorEnv([lambda: first, *rest], autoreset_mode=request.autoreset_mode, copy=False)
+        return HostVectorEnv([lambda: first, *rest], request.autoreset_mode)
 
     def _checked(self, envs: Any, num_envs: int) -> VectorEnv[Any, Any, Any]:
         if not isinstance(envs, VectorEnv) or envs.num_envs != num_envs:
