@@ -13,6 +13,7 @@ Each class also inherits the builtin that users already catch::
     ├── RemoteEnvError                        the environment raised on its host
     ├── UnsupportedSpace (TypeError)          a space that can't be sent, or learned from
     ├── NotSendable (TypeError)               a value that the wire can't carry
+    ├── InvalidArgument (TypeError)           an argument that the environment's constructor does not take, or lacks
     ├── InvalidAction (ValueError)            an action outside the action space
     ├── InvalidObservation (ValueError)       an observation that does not fit the policy's space
     ├── UnknownAgent (KeyError)               an agent id that the policy does not hold
@@ -90,6 +91,10 @@ class UnsupportedSpace(AgentGPTError, TypeError):
 
 class NotSendable(AgentGPTError, TypeError):
     """A value that can't be sent: of a type that would need code on the other side."""
+
+
+class InvalidArgument(AgentGPTError, TypeError):
+    """An argument that the environment's constructor does not take, or one that it lacks."""
 
 
 class InvalidAction(AgentGPTError, ValueError):

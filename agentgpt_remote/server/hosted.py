@@ -23,6 +23,8 @@ from agentgpt_remote.wrappers.remote_base import MISSING, RemoteBase, find_kind
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 
+_BY_NAME = ("get_wrapper_attr", "has_wrapper_attr", "set_wrapper_attr", "get_attr", "set_attr", "call")
+
 
 class HostedEnv:
     """The environment of a session, or its vector of them.
@@ -171,8 +173,10 @@ class HostedEnv:
 
     def _call(self, envelope: Envelope) -> Payload:
         operation, name, args, kwargs = _unpack(envelope, 4)
-        if not isinstance(name, str) or name.startswith("_"):
-            raise ConfigError(f"can't reach {name!r} of the environment: only public names are open to clients")
+        named = args[1:] if operation == "call_some" else args
+        reached = named[0] if name in _BY_NAME and named else name
+        if not isinstance(name, str) or not isinstance(reached, str) or reached.startswith("_"):
+            raise ConfigError(f"can't reach {reached!r} of the environment: only public names are open to clients")
         if isinstance(self._env, (VectorEnv, RemoteBase)):
             result = self._call_method(operation, name, args, kwargs)
         elif operation == "set":
@@ -187,6 +191,8 @@ class HostedEnv:
     def _call_method(self, operation: str, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         if operation == "find":
             return self._env.find_attr(name) if isinstance(self._env, RemoteEnv) else MISSING
+        if operation == "call_some":
+            return self._call_some(name, *args, **kwargs)
         method = getattr(self._env, {"call": "call", "get": "get_attr", "set": "set_attr"}[operation], None)
         if method is not None:
             return method(name, *args, **kwargs)
@@ -194,6 +200,15 @@ class HostedEnv:
             return setattr(self._env, name, args[0])
         found = getattr(self._env, name)
         return found(*args, **kwargs) if operation == "call" and callable(found) else found
+
+    def _call_some(self, name: str, indices: list[int], /, *args: Any, **kwargs: Any) -> list[Any]:
+        if isinstance(self._env, RemoteVectorEnv):
+            return self._env.call_some(indices, name, *args, **kwargs)
+        members = getattr(self._env, "envs", None)
+        if members is None:
+            raise ConfigError(f"can't call {name!r} of some environments: {type(self._env).__name__} is one as a whole")
+        found = [members[index].get_wrapper_attr(name) for index in indices]
+        return [item(*args, **kwargs) if callable(item) else item for item in found]
 
     def _close(self, _: Envelope) -> Payload:
         self.close()

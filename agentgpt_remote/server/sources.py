@@ -15,7 +15,8 @@ from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_i
 from gymnasium.error import NameNotFound
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from agentgpt_remote.errors import ConfigError
+from agentgpt_remote.errors import ConfigError, InvalidArgument, RemoteEnvError
+from agentgpt_remote.remote_errors import error_to_dict
 from agentgpt_remote.server.envpool_source import PREFIX, EnvPoolEnv, EnvPoolVectorEnv, find_envpool
 from agentgpt_remote.server.stepping import HostVectorEnv
 
@@ -99,9 +100,19 @@ class EnvSource:
         hint = f" Did you mean: `{close[0]}`?" if close else f" Ask for `{served}`, or leave the id out."
         raise NameNotFound(f"Environment `{asked}` doesn't exist on this host, which serves `{self.name}`.{hint}")
 
+    def _construct(self, **kwargs: Any) -> Any:
+        try:
+            return self._make(**kwargs)
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            fields = error_to_dict(error)
+            cause = RemoteEnvError(fields["type"], fields["message"], fields["traceback"])
+            raise InvalidArgument(f"{self.name}: {error}") from cause  # libraries look for a TypeError
+
     def make_any(self, request: EnvRequest) -> Any:
         """Make what the source makes by itself, one environment or a vector of them."""
-        return self._make(**request.constructor_kwargs())
+        return self._construct(**request.constructor_kwargs())
 
     def make_env(self, request: EnvRequest) -> gym.Env[Any, Any]:
         """Make a single environment.
@@ -109,7 +120,7 @@ class EnvSource:
         Raises:
             ConfigError: the source makes vector environments.
         """
-        env = self._make(**request.constructor_kwargs())
+        env = self._construct(**request.constructor_kwargs())
         if isinstance(env, VectorEnv):
             env.close()
             raise ConfigError(f"{self.name} makes a VectorEnv: use RemoteVectorEnv or gymnasium.make_vec")
@@ -126,8 +137,8 @@ class EnvSource:
         if "num_envs" in parameters:
             if "autoreset_mode" in parameters:
                 kwargs = {**kwargs, "autoreset_mode": request.autoreset_mode}
-            return self._checked(self._make(num_envs=num_envs, **kwargs), num_envs)
-        first = self._make(**kwargs)
+            return self._checked(self._construct(num_envs=num_envs, **kwargs), num_envs)
+        first = self._construct(**kwargs)
         if isinstance(first, VectorEnv):
             return self._checked(first, num_envs)
         if self.instance is not None and num_envs != 1:

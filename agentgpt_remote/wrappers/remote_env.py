@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 
-from agentgpt_remote.errors import ConfigError, ConnectionLost, RemoteTimeout
+from agentgpt_remote.errors import ConfigError, ConnectionLost, NotSendable, RemoteTimeout
 from agentgpt_remote.handshake import Opened
 from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
@@ -231,7 +231,12 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
         kind = self.find_attr(name)
         if kind == MISSING:
             raise AttributeError(f"the environment at {self.url} has no attribute {name!r}, nor has {self!r}")
-        return partial(self.call, name) if kind == METHOD else self.get_attr(name)
+        if kind == METHOD:
+            return partial(self.call, name)
+        try:
+            return self.get_attr(name)
+        except NotSendable as error:  # for whoever asks hasattr, it is not here
+            raise AttributeError(f"attribute {name!r} of the environment at {self.url}: {error}") from error
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """Set an attribute: this object's own where it has one of that name, else that of the environment on its host.

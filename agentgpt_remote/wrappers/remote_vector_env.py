@@ -481,6 +481,33 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         results: tuple[Any, ...] = self._exchange("call", name, args, kwargs)
         return results
 
+    def call_some(self, indices: Sequence[int], name: str, /, *args: Any, **kwargs: Any) -> list[Any]:
+        """Call a method of some environments, or read an attribute; public names only.
+
+        Args:
+            indices: of the environments; each once.
+            name: of the method.
+            args: of the method.
+            kwargs: of the method.
+
+        Returns:
+            The results, in the order of ``indices``.
+
+        Raises:
+            ConfigError: an index is out of range, or the host's vector environment has no environments to name.
+        """
+        self._check_free("call_some")
+        if not set(indices) <= set(range(self.num_envs)):
+            raise ConfigError(f"indices={list(indices)} are out of range: expected 0 to {self.num_envs - 1}")
+        results: dict[int, Any] = {}
+        for shard in self._shards:
+            chosen = [index for index in indices if shard.start <= index < shard.stop]
+            if chosen:
+                own = [index - shard.start for index in chosen]
+                told = exchange(shard.transport, "call_some", name, (own, *args), kwargs)
+                results |= zip(chosen, told, strict=True)
+        return [results[index] for index in indices]
+
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """Return an attribute of each environment; public names only."""
         self._check_free("get_attr")

@@ -173,12 +173,11 @@ class SB3VecEnv(VecEnv):
         return [values[index] for index in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of each environment, public names only; the others are set to the value that they have."""
-        chosen = set(self._get_indices(indices))
-        values = [value] * self.num_envs
-        if len(chosen) < self.num_envs:
-            values = [value if index in chosen else own for index, own in enumerate(self.get_attr(attr_name))]
-        self.envs.set_attr(attr_name, values)
+        """Set an attribute of each environment, public names only."""
+        if indices is None:
+            self.envs.set_attr(attr_name, [value] * self.num_envs)
+        else:
+            self.env_method("set_wrapper_attr", attr_name, value, indices=indices)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -187,25 +186,20 @@ class SB3VecEnv(VecEnv):
 
         Raises:
             AttributeError: an environment lacks it.
-            ConfigError: ``indices`` leaves environments out: a call reaches all of a session.
         """
+        if indices is None:
+            return list(self._of_each(self.envs.call, method_name, *method_args, **method_kwargs))
         chosen = list(self._get_indices(indices))
-        if set(chosen) != set(range(self.num_envs)):
-            raise ConfigError(
-                f"indices={indices}: {method_name} can be called on all {self.num_envs} environments only; leave the "
-                "indices out, or make those environments an SB3VecEnv of their own"
-            )
-        values = self._of_each(self.envs.call, method_name, *method_args, **method_kwargs)
-        return [values[index] for index in chosen]
+        return list(self._of_each(self.envs.call_some, chosen, method_name, *method_args, **method_kwargs))
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
         """Tell whether each environment is wrapped in a ``Monitor`` on its host; of other wrappers it is not told."""
         is_wrapped = issubclass(wrapper_class, Monitor) and self.has_attr("get_episode_rewards")
         return [is_wrapped for _ in self._get_indices(indices)]
 
-    def _of_each(self, ask: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Sequence[Any]:
+    def _of_each(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Sequence[Any]:
         try:
-            values = ask(name, *args, **kwargs)
+            values = ask(*args, **kwargs)
         except RemoteEnvError as error:
             if error.remote_type == "AttributeError":
                 raise AttributeError(error.remote_message) from error

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = [
     ("sb3_ppo", "stable_baselines3", "CartPole-v1", ["--total-steps", "2048"], 20.0),
     ("cleanrl_ppo", "torch", "CartPole-v1", ["--total-steps", "16384"], 60.0),
+    ("torchrl_rollout", "torchrl", "CartPole-v1", ["--steps", "200"], 10.0),
     ("envpool_host", "envpool", "envpool:Walker2d-v4", ["--num-envs", "4", "--steps", "20"], 1.0),
 ]
 
@@ -44,6 +45,18 @@ def test_example_runs(
     result = importlib.import_module(f"examples.{name}").main([*arguments, *where])
     assert result >= least
     assert re.search(r"return|steps/s", capsys.readouterr().out)
+
+
+def test_torchrl_sees_the_steps_of_a_local_env(serve_here: ServeFunction) -> None:
+    envs = pytest.importorskip("torchrl.envs")
+    rollouts = []
+    for env_id, where in (("Pendulum-v1", {}), ("agentgpt/Pendulum-v1", {"url": serve_here("Pendulum-v1").url})):
+        env = envs.GymEnv(env_id, **where)
+        env.set_seed(3)
+        torch.manual_seed(0)
+        rollouts.append(env.rollout(50))
+        env.close()
+    assert (rollouts[0] == rollouts[1]).all()
 
 
 @pytest.mark.slow

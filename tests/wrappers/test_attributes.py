@@ -7,7 +7,9 @@ import copy
 import gymnasium as gym
 import pytest
 
+from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
+from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 from tests.conftest import ServeFunction
 from tests.wrappers.odd_envs import CountingEnv
 
@@ -47,3 +49,15 @@ def test_own_attributes_come_first_and_a_closed_env_asks_nobody(serve_here: Serv
         env.length  # noqa: B018 - raises
     with pytest.raises(AttributeError):
         copy.copy(env).length  # noqa: B018 - raises
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_private_names_are_closed_by_every_way(workers: int, serve_here: ServeFunction) -> None:
+    url = serve_here(CountingEnv, workers=workers).url
+    with RemoteEnv(url=url) as env, RemoteVectorEnv(url=url, num_envs=2) as envs:
+        for way in ("get_wrapper_attr", "has_wrapper_attr", "set_wrapper_attr", "call", "get_attr"):
+            for one in (env, envs):
+                with pytest.raises(ConfigError, match="can't reach '_np_random'"):
+                    one.call(way, "_np_random", 1)
+        with pytest.raises(ConfigError, match="can't reach '_np_random'"):
+            env.get_attr("_np_random")

@@ -306,3 +306,13 @@ def test_source_may_carry_the_prefix_of_remote_ids() -> None:
         assert env.spec is not None
         assert env.spec.id == "agentgpt/CartPole-v1"
         assert env.reset(seed=0)[0].shape == (4,)
+
+
+def test_argument_that_the_constructor_does_not_take_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):
+        gym.make("agentgpt/CartPole-v1", frameskip=1)
+
+
+def test_attribute_that_can_not_be_sent_is_not_there(serve_here: ServeFunction) -> None:
+    with RemoteEnv(url=serve_here("CartPole-v1").url) as env:
+        assert not hasattr(env, "env")  # of the wrappers on the host

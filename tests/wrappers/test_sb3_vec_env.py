@@ -12,7 +12,7 @@ import torch
 from gymnasium.wrappers import TimeLimit
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DDPG, DQN, PPO, HerReplayBuffer
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
@@ -215,13 +215,57 @@ def test_attributes_and_methods_by_index(serve_here: ServeFunction) -> None:
         assert envs.step(np.array([0, 1, 2]))[2].tolist() == [False, True, False]
         assert envs.env_method("add", 1, times=10) == [12, 10, 12]
         assert envs.env_method("add", 1, indices=[1, 0, 2]) == [1, 3, 3]
-        with pytest.raises(ConfigError, match=r"indices=\[1\]: add can be called on all 3"):
-            envs.env_method("add", 1, indices=[1])
+        assert envs.env_method("add", 1, indices=[2]) == [3]
+        with pytest.raises(ConfigError, match=r"indices=\[3\] are out of range: expected 0 to 2"):
+            envs.env_method("add", 1, indices=3)
         assert (envs.has_attr("add"), envs.has_attr("nothing")) == (True, False)
         with pytest.raises(AttributeError, match="nothing"):
             envs.get_attr("nothing")
         with pytest.raises(RemoteEnvError, match="TypeError"):
             envs.env_method("add")
+
+
+class ReachEnv(gym.Env[Any, Any]):
+    """A point on a line that is to reach a goal; hindsight computes rewards with its method."""
+
+    def __init__(self) -> None:
+        box = gym.spaces.Box(-10, 10, (1,))
+        self.observation_space = gym.spaces.Dict({"observation": box, "achieved_goal": box, "desired_goal": box})
+        self.action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        return {"observation": self.at, "achieved_goal": self.at, "desired_goal": self.goal}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.at, self.goal = np.zeros(1, np.float32), self.np_random.uniform(-3, 3, 1).astype(np.float32)
+        return self._observe(), {}
+
+    def step(self, action: Any) -> Any:
+        self.at = self.at + action
+        reward = float(self.compute_reward(self.at, self.goal, {}))
+        return self._observe(), reward, False, False, {"is_success": reward == 0.0}
+
+    def compute_reward(self, achieved: Any, desired: Any, _: Any) -> Any:
+        return -(np.abs(achieved - desired).max(-1) > 0.5).astype(np.float32)
+
+
+def test_hindsight_replay_learns_the_same_as_on_dummy_vec_env(serve_here: ServeFunction) -> None:
+    def make() -> gym.Env[Any, Any]:
+        return TimeLimit(ReachEnv(), 8)
+
+    def learn(envs: VecEnv) -> dict[str, torch.Tensor]:
+        model = DDPG(
+            "MultiInputPolicy", envs, replay_buffer_class=HerReplayBuffer, learning_starts=40, seed=3, device="cpu"
+        )
+        model.learn(200)
+        return {name: value.clone() for name, value in model.policy.state_dict().items()}
+
+    local = learn(DummyVecEnv([make] * 2))
+    with SB3VecEnv.make(url=serve_here(make).url, num_envs=2) as envs:
+        remote = learn(envs)
+    for name, value in local.items():
+        assert torch.equal(remote[name], value), name
 
 
 def test_frames_are_tiled_as_sb3_tiles_them(serve_here: ServeFunction) -> None:
