@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ class Channel(asyncio.BufferedProtocol):
         peer: what the client is called in errors.
         max_frame_bytes: largest message accepted, in bytes.
         on_lost: called when the connection is gone.
+        turns: whose turn it is, where several clients ask at once.
     """
 
     def __init__(
@@ -52,11 +54,14 @@ class Channel(asyncio.BufferedProtocol):
         peer: str,
         max_frame_bytes: int,
         on_lost: Callable[[Exception | None], None],
+        turns: Turns,
     ) -> None:
         self._transport = transport
         self._reader = FrameReader(peer, max_frame_bytes, self._control, from_client=True)
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost
+        self._turns = turns
+        self._waits_for_turn = False
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self._awaited: asyncio.Future[Message] | None = None
         self._handle: Handler | None = None
@@ -132,6 +137,8 @@ class Channel(asyncio.BufferedProtocol):
         if not self._closing:
             self._reader.filled(count)
             self._pump()
+            if self._waits_for_turn and not self._reader.target():
+                self._transport.pause_reading()
 
     def pause_writing(self) -> None:
         """Stop handling messages: the client does not take the replies."""
@@ -155,7 +162,7 @@ class Channel(asyncio.BufferedProtocol):
     def _pump(self) -> None:
         """Handle the messages that are whole."""
         try:
-            while self._writable and self._reply is None and not self._closing:
+            while self._writable and self._reply is None and not self._closing and not self._waits_for_turn:
                 if self._handle is None and (self._awaited is None or self._awaited.done()):
                     break
                 message = self._reader.next_message()
@@ -163,8 +170,12 @@ class Channel(asyncio.BufferedProtocol):
                     return
                 if self._handle is None:
                     self._awaited.set_result(message)  # type: ignore[union-attr]
+                elif self._turns.is_free_for(self):
+                    self._answer(message)
                 else:
-                    self._answer(self._handle, message)
+                    self._waits_for_turn = True
+                    self._turns.queue(self, message)
+                    return
         except FrameTooLarge as error:
             self.close(MESSAGE_TOO_BIG, str(error))
         except ProtocolError as error:
@@ -172,9 +183,20 @@ class Channel(asyncio.BufferedProtocol):
         if not self._closing:
             self._transport.pause_reading()
 
-    def _answer(self, handle: Handler, message: Message) -> None:
+    def take_turn(self, message: Message) -> None:
+        """Answer the message that was queued."""
+        self._waits_for_turn = False
+        if self._closing:
+            return
+        try:
+            self._answer(message)
+        except ProtocolError as error:
+            self.close(PROTOCOL_ERROR, str(error))
+        self._go_on()
+
+    def _answer(self, message: Message) -> None:
         arrived = time.perf_counter()
-        reply = handle(message)
+        reply = self._handle(message)  # type: ignore[misc]
         if type(reply) is bytes or type(reply) is tuple:
             self._deliver(reply)
             self._poll.replied(arrived)
@@ -211,6 +233,43 @@ class Channel(asyncio.BufferedProtocol):
             self._send_frame(CLOSE, payload[:2])
             self._closing = True
             self._transport.close()
+
+
+class Turns:
+    """Gives clients that ask at once their turns in the order in which they asked.
+
+    Answered within the reads of one pass of the event loop, those at its end would come too late for the next pass
+    with what they ask then, time and again. A client that is alone is answered at once.
+    """
+
+    _ALONE_AFTER_S: Final = 0.001
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[Channel, Message]] = deque()
+        self._latest: Channel | None = None
+        self._latest_at = 0.0
+
+    def is_free_for(self, channel: Channel) -> bool:
+        """Tell whether nobody else has asked lately."""
+        now = time.perf_counter()
+        is_free = not self._queue and (self._latest is channel or now - self._latest_at > self._ALONE_AFTER_S)
+        self._latest, self._latest_at = channel, now
+        return is_free
+
+    def queue(self, channel: Channel, message: Message) -> None:
+        """Have the channel answer the message when those before it are answered."""
+        self._queue.append((channel, message))
+        if len(self._queue) == 1:
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        channel, message = self._queue[0]
+        try:
+            channel.take_turn(message)
+        finally:
+            self._queue.popleft()
+            if self._queue:
+                asyncio.get_running_loop().call_soon(self._next)
 
 
 class BusyPoll:
@@ -251,15 +310,16 @@ class BusyPoll:
             self._loop.call_soon(self._poll)
 
 
-def channel_of(scope: Any, max_frame_bytes: int) -> Channel:
+def channel_of(scope: Any, max_frame_bytes: int, turns: Turns) -> Channel:
     """Take over the connection of a WebSocket that was just accepted; the server sees nothing of it from here on.
 
     Args:
         scope: of the ASGI connection, from a server that ``serving`` started.
         max_frame_bytes: largest message accepted, in bytes.
+        turns: of all channels of this event loop.
     """
     connection = scope["state"][CONNECTION]
-    return Channel(connection.transport, "the client", max_frame_bytes, connection.connection_lost)
+    return Channel(connection.transport, "the client", max_frame_bytes, connection.connection_lost, turns)
 
 
 CONNECTION: Final = "agentgpt.connection"

@@ -40,6 +40,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TOKEN_VARIABLE = "AGENTGPT_TOKEN"
 _START_TIMEOUT_S = 30.0
+_APP_SHUTDOWN_S = 15.0
 
 _logger = logging.getLogger("agentgpt_remote.serving")
 
@@ -344,9 +345,10 @@ class BackgroundServer:
         self._server.should_exit = True
         if threading.current_thread() is self._thread:
             return
-        self._thread.join(self._shutdown_timeout_s + 5.0)
+        timeout_s = self._shutdown_timeout_s + _APP_SHUTDOWN_S
+        self._thread.join(timeout_s)
         if self._thread.is_alive():
-            raise RemoteTimeout(f"the server at {self.url} did not stop within {self._shutdown_timeout_s + 5.0:.0f} s")
+            raise RemoteTimeout(f"the server at {self.url} did not stop within {timeout_s:.0f} s")
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 
 from agentgpt_remote._version import __version__
-from agentgpt_remote.channel import Channel, channel_of
+from agentgpt_remote.channel import Channel, Turns, channel_of
 from agentgpt_remote.errors import AgentGPTError, ConnectionLost, RemoteTimeout
 from agentgpt_remote.frames import PROTOCOL_ERROR
 from agentgpt_remote.handshake import PROTOCOL_VERSION, Open, Refused, decode_from_client, encode_handshake, versions
@@ -55,12 +55,13 @@ class SessionEndpoint:
 
     def __init__(self, table: SessionTable) -> None:
         self._table = table
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection until it ends."""
         await receive()
         await send({"type": "websocket.accept"})
-        channel = channel_of(scope, self._table.limits.max_frame_bytes)
+        channel = channel_of(scope, self._table.limits.max_frame_bytes, self._turns)
         session = await self._handshake(channel)
         if session is None:
             return
