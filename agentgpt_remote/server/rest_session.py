@@ -40,6 +40,7 @@ _STATUS: Final = {
     "ClosedEnvironmentError": 409,
     "ConfigError": 409,
     "InvalidAction": 409,
+    "InvalidArgument": 409,
     "NameNotFound": 404,
     "RemoteTimeout": 504,
     "ResetNeeded": 409,

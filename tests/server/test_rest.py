@@ -367,7 +367,7 @@ def test_other_bad_requests_are_refused(connect: Connect) -> None:
     refused(client.open(source="Pendulum-v1"), 404, "NameNotFound", "serves `CartPole-v1`")
     for request in ({"num_envs": 0}, {"num_envs": 1025}, {"autoreset_mode": "Never"}, {"kwargs": []}, {"seed": 1}):
         refused(client.open(**request), 422, "InvalidRequest")
-    refused(client.open(kwargs={"lenght": 3}), 409, "TypeError", "lenght")
+    refused(client.open(kwargs={"lenght": 3}), 409, "InvalidArgument", "lenght")
     refused(client.http.post("/v1/sessions", content=b"{}"), 415, "UnsupportedMediaType", "application/json")
     client.make()
     refused(client.ask("POST", "/step", {"action": 1}), 409, "ResetNeeded")
