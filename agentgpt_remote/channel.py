@@ -28,7 +28,7 @@ from agentgpt_remote.frames import (
     frame_header,
 )
 from agentgpt_remote.processes import yield_processor
-from agentgpt_remote.protocol import Reply, reply_nbytes
+from agentgpt_remote.protocol import PartedReply, Reply
 
 NORMAL: Final = 1000
 _LINGER_S = 2.0
@@ -197,18 +197,18 @@ class Channel(asyncio.BufferedProtocol):
     def _answer(self, message: Message) -> None:
         arrived = time.perf_counter()
         reply = self._handle(message)  # type: ignore[misc]
-        if type(reply) is bytes or type(reply) is tuple:
+        if isinstance(reply, bytes | PartedReply):
             self._deliver(reply)
             self._poll.replied(arrived)
         else:
-            self._reply = reply  # type: ignore[assignment]
-            self._reply.add_done_callback(self._on_reply)  # type: ignore[union-attr]
+            self._reply = reply
+            reply.add_done_callback(self._on_reply)
 
     def _deliver(self, reply: Reply) -> None:
-        if type(reply) is bytes:
+        if isinstance(reply, bytes):
             self._send_frame(BINARY, reply)
         elif not self._transport.is_closing():
-            self._transport.writelines((frame_header(BINARY, reply_nbytes(reply)), *reply))
+            self._transport.writelines((frame_header(BINARY, reply.nbytes), *reply.parts))
         if self._ended():
             self.close()
 

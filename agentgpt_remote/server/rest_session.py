@@ -15,7 +15,7 @@ from agentgpt_remote.errors import AgentGPTError, ConfigError, InvalidAction
 from agentgpt_remote.handshake import Opened
 from agentgpt_remote.jsonable import from_json, info_to_json, to_json
 from agentgpt_remote.packing import pack_value, unpack_value
-from agentgpt_remote.protocol import Envelope, Kind, join_message, parse_envelope
+from agentgpt_remote.protocol import Envelope, Kind, join_message, own_reply, parse_envelope
 from agentgpt_remote.remote_errors import error_to_dict
 from agentgpt_remote.server.rendering import frames_of
 from agentgpt_remote.server.rest_messages import (
@@ -200,7 +200,7 @@ class RestSession:
         reply = self.session.handle(join_message(kind, self._asked, parts, aux=self._asked - 1, **options))
         if isinstance(reply, asyncio.Future):
             reply = await asyncio.shield(reply)
-        envelope = parse_envelope(b"".join(reply) if isinstance(reply, tuple) else reply)
+        envelope = parse_envelope(own_reply(reply))
         if envelope.kind == Kind.ERROR:
             raise refusal(unpack_value(envelope.extras_data), arguments=arguments)
         return envelope
