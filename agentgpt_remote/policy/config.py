@@ -20,6 +20,8 @@ class GPTConfig:
         num_heads: attention heads; ``d_model / num_heads`` must be an even integer.
         max_input_states: attention window in tokens, the current one included.
         init_log_std: first log standard deviation of continuous actions, in units of half the action range.
+        squashed: continuous actions have a deviation that depends on the state, and go through a hyperbolic tangent
+            into their bounds.
     """
 
     num_layers: int = 2
@@ -27,6 +29,7 @@ class GPTConfig:
     num_heads: int = 4
     max_input_states: int = 16
     init_log_std: float = -0.5
+    squashed: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges.

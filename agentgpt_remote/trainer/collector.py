@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from agentgpt_remote.errors import AgentGPTError, ConnectionLost, RemoteEnvError, RemoteTimeout, TrainingFailed
 from agentgpt_remote.policy.model import PolicyModel
+from agentgpt_remote.trainer.exploration import Explorer
 from agentgpt_remote.trainer.lanes import Lane, LaneStep, wait_for
 from agentgpt_remote.trainer.normalization import RewardScaler
 from agentgpt_remote.trainer.streams import StreamStore
@@ -74,7 +75,8 @@ class Collector:
         model: the acting policy.
         store: one stream per agent, lane after lane.
         rewards: the reward scaler, which observes every step.
-        generator: of sampled actions.
+        explorer: draws the actions.
+        max_steps: environment steps of the run, over which exploration changes.
 
     Attributes:
         env_steps: environment steps taken.
@@ -90,9 +92,11 @@ class Collector:
         model: PolicyModel,
         store: StreamStore,
         rewards: RewardScaler,
-        generator: torch.Generator,
+        explorer: Explorer,
+        max_steps: int,
     ) -> None:
-        self.model, self.store, self.rewards, self.generator = model, store, rewards, generator
+        self.model, self.store, self.rewards, self.explorer = model, store, rewards, explorer
+        self._max_steps = max_steps
         self.cache = model.make_cache(store.num_streams)
         self._device = model.log_std.device
         self.env_steps = 0
@@ -209,9 +213,10 @@ class Collector:
         obs, prev_action, is_first = (torch.from_numpy(array).to(self._device) for array in arrays)
         params = self.model.act_step(obs, prev_action, is_first, self.cache, state.streams)
         distribution = self.model.distribution(params)
-        sample = distribution.sample(self.generator)
+        progress = self.env_steps / self._max_steps
+        sample, log_prob = self.explorer.draw(distribution, state.streams, is_first, self.env_steps, progress)
         actions = sample.cpu().numpy()
-        self.store.act(state.streams, actions, distribution.log_prob(sample).cpu().numpy(), self.version)
+        self.store.act(state.streams, actions, log_prob.cpu().numpy(), self.version)
         state.lane.send(self.model.actions.decode(actions))
         state.prev_action = actions
         state.sent_at = time.perf_counter()

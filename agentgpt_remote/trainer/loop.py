@@ -20,16 +20,18 @@ from agentgpt_remote._version import __version__
 from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.policy.bundle import save_bundle
 from agentgpt_remote.policy.features import ActionFeatures
+from agentgpt_remote.trainer.algorithm import choose_algorithm
 from agentgpt_remote.trainer.checkpoint import Checkpoints
 from agentgpt_remote.trainer.hosts import OpenedHosts, Tokens, open_hosts
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.plots import write_learning_curve
-from agentgpt_remote.trainer.reporting import Progress, Reporter
+from agentgpt_remote.trainer.reporting import Averages, Progress, Reporter
 from agentgpt_remote.trainer.run_folder import CONFIG_NAME, CONFIG_VERSION, RESULT_NAME, write_json
 from agentgpt_remote.trainer.session import TrainingSession
 from agentgpt_remote.trainer.signals import stop_on_signals
 
 logger = logging.getLogger("agentgpt_remote.trainer")
+_REPORT_STEPS = 1000
 Envs = Sequence[VectorEnv[Any, Any, Any] | str]
 
 
@@ -141,6 +143,8 @@ class _Run:
         self._last_checkpoint = -1
         self._best_saved = float("-inf")
         self._reported_steps = 0
+        self._reported_at = self._learn_s = 0.0
+        self._learned = Averages()
 
     def prepare(self, hosts: OpenedHosts, *, replace_run: bool) -> None:
         """Resolve, build, restore and save the configuration."""
@@ -148,6 +152,7 @@ class _Run:
         self.description = hosts.description
         actions = ActionFeatures(env.single_action_space)
         continuous = bool(actions.numeric_width) and not (actions.binary_width or actions.category_sizes)
+        self.hp = choose_algorithm(self.hp, hosts.lanes, continuous=continuous)
         self.hp = self.hp.resolve(pick_device(self.hp.device), continuous=continuous, num_agents=hosts.num_agents)
         self.session = TrainingSession(self.hp, hosts.lanes, env.single_observation_space, env.single_action_space)
         # The folder is touched when nothing more can be refused: a wrong call leaves none behind and loses none.
@@ -176,21 +181,24 @@ class _Run:
         logger.info("training source=%s agents=%d %s", hosts.description, hosts.num_agents, self._resolved_line())
 
     def _resolved_line(self) -> str:
-        shown = ("device", "torch_threads", "num_layers", "d_model", "max_input_states", "rollout_steps", "lr_init")
+        shown = ("algorithm", "device", "torch_threads", "num_layers", "d_model", "max_input_states", "lr_init")
         return " ".join(f"{name}={getattr(self.hp, name)}" for name in shown)
 
     def execute(self) -> TrainingResult:
         """Run the loop and end with a checkpoint, a bundle and a picture."""
         self.session.start()
         saved = time.perf_counter()
+        self._reported_at = saved
         while not self._should_stop():
-            started = time.perf_counter()
             self._collect()
             if self._too_little():
                 break
             collected = time.perf_counter()
-            metrics = self.session.update()
-            self._report(metrics, started, collected)
+            self._learned.add(self.session.update())
+            self._learn_s += time.perf_counter() - collected
+            if not self._is_due():
+                continue
+            self._report(self._learned.take())
             if self._last_checkpoint < 0 or time.perf_counter() - saved > self.hp.checkpoint_interval_s:
                 self.save()
                 saved = time.perf_counter()
@@ -215,8 +223,16 @@ class _Run:
         """Return whether too little was collected to learn from, as when the run is being stopped."""
         return self.stop.is_set() and self.session.store.new_tokens() < self.session.rollout_tokens()
 
-    def _report(self, metrics: dict[str, float], started: float, collected: float) -> None:
+    def _is_due(self) -> bool:
+        """Return whether enough has happened to be reported: an update of ppo, or many small ones of offpolicy."""
+        if self.hp.algorithm == "ppo":
+            return True
+        return self.session.collector.env_steps - self._reported_steps >= _REPORT_STEPS
+
+    def _report(self, metrics: dict[str, float]) -> None:
         collector, now = self.session.collector, time.perf_counter()
+        spent_s, self._reported_at = now - self._reported_at, now
+        learn_s, self._learn_s = self._learn_s, 0.0
         episodes, times = collector.episodes, collector.times
         fresh = episodes.fresh
         mean_return = episodes.mean_return()
@@ -229,10 +245,10 @@ class _Run:
             "rollout/fresh_return": float(np.mean(fresh)) if fresh else None,
             **metrics,
             "train/reward_scale": self.session.rewards.scale(),
-            "time/sps": steps / (now - started),
+            "time/sps": steps / spent_s,
             "time/env_s": times["env_s"],
             "time/act_s": times["act_s"],
-            "time/learn_s": now - collected,
+            "time/learn_s": learn_s,
             "time/wall_s": self.wall_s(),
             "remote/lanes": float(collector.num_lanes),
             **collector.take_remote_metrics(),

@@ -36,6 +36,26 @@ class Progress:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
 
 
+class Averages:
+    """Means of metrics over several updates."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Take in the metrics of one update; none where nothing was learned."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """Return the means, and begin anew."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+
 class Reporter:
     """Writes metrics of a run to metrics.jsonl and, where wanted and installed, to TensorBoard.
 

@@ -13,14 +13,17 @@ from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.policy.model import PolicyModel, ValueModel
 from agentgpt_remote.trainer.collector import Collector
-from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+from agentgpt_remote.trainer.exploration import Explorer, add_parameter_noise
+from agentgpt_remote.trainer.hyperparameters import Hyperparameters, required
 from agentgpt_remote.trainer.lanes import Lane
 from agentgpt_remote.trainer.normalization import REWARD_CLIP, RewardScaler, RunningMoments
+from agentgpt_remote.trainer.offpolicy import OffPolicy, make_critic
 from agentgpt_remote.trainer.ppo import PPO
 from agentgpt_remote.trainer.sampler import read_tokens
 from agentgpt_remote.trainer.streams import StreamStore
 
 _MAX_SEED = 2**31
+_REFRESH_EVERY = 4
 
 
 class BestPolicy:
@@ -95,22 +98,34 @@ class TrainingSession:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hp.seed)
             self.model = PolicyModel(observation_space, action_space, config).to(self.device)
-            critic = ValueModel(observation_space, action_space, hp.critic_config()).to(self.device)
+            self.learner = self._make_learner(observation_space, action_space)
         num_agents = sum(lane.num_agents for lane in lanes)
         self._rollout_tokens = max(int(hp.rollout_steps or 1), num_agents)
         # Room for four even rollouts, or for one that the smallest lane filled alone, with its context.
         smallest = min(lane.num_agents for lane in lanes)
-        blocks = max(config.num_layers, critic.config.num_layers) + 1
-        capacity = 4 * self._rollout_tokens // smallest + 2 * blocks * config.max_input_states + 64
+        blocks = max(config.num_layers, self.learner.critic.config.num_layers) + 1
+        held = hp.buffer_size // num_agents if hp.algorithm == "offpolicy" else 4 * self._rollout_tokens // smallest
+        capacity = held + 2 * blocks * config.max_input_states + 64
         actions = ActionFeatures(action_space)
         self.store = StreamStore(num_agents, capacity, self.model.observations.width, actions.width)
         self.rewards = RewardScaler(num_agents, hp.gamma_init)
         self.observations = RunningMoments(self.model.observations.numeric_width)
         self.generator = torch.Generator(self.device).manual_seed(hp.seed)
-        self.collector = Collector(lanes, self.model, self.store, self.rewards, self.generator)
-        self.learner = PPO(self.model, critic, hp, hp.seed)
+        explorer = Explorer(
+            hp.exploration, required(hp.learning_starts), actions.numeric_width, num_agents, self.generator
+        )
+        self.acting = copy.deepcopy(self.model) if explorer.parameter_noise else self.model
+        self.collector = Collector(lanes, self.acting, self.store, self.rewards, explorer, hp.max_steps)
         self.best = BestPolicy()
+        self._since_refresh = 0
         self.resumes = 0
+
+    def _make_learner(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PPO | OffPolicy:
+        if self.hp.algorithm == "offpolicy":
+            critic = make_critic(observation_space, action_space, self.hp).to(self.device)
+            return OffPolicy(self.model, critic, self.hp, self.hp.seed)
+        values = ValueModel(observation_space, action_space, self.hp.critic_config()).to(self.device)
+        return PPO(self.model, values, self.hp, self.hp.seed)
 
     def start(self) -> None:
         """Reset the environments; a resumed run continues with other seeds than it began with."""
@@ -127,11 +142,23 @@ class TrainingSession:
             version=self.collector.version,
             progress=self.collector.env_steps / self.hp.max_steps,
         )
-        self.collector.version += 1
+        self.collector.version += 1 if metrics else 0
         if self.hp.normalize_observations:
             self._normalise(first, last)
-        self.rebuild_cache()
+        self._refresh_acting()
         return metrics
+
+    def _refresh_acting(self) -> None:
+        """Have the acting policy take over what was learned, from time to time where little is learned at a time."""
+        self._since_refresh += 1
+        if self.hp.algorithm == "offpolicy" and self._since_refresh < _REFRESH_EVERY:
+            return
+        self._since_refresh = 0
+        if self.acting is not self.model:
+            self.acting.load_state_dict(self.model.state_dict())
+            progress = self.collector.env_steps / self.hp.max_steps
+            add_parameter_noise(self.acting, self.collector.explorer.parameter_noise, progress, self.generator)
+        self.rebuild_cache()
 
     def rebuild_cache(self) -> None:
         """Recompute what the acting policy remembers of the last tokens, with its weights of now."""
@@ -140,9 +167,9 @@ class TrainingSession:
         count = max(1, -(-config.context_tokens // window)) * window
         streams = np.arange(self.store.num_streams)
         end = self.store.position + self.collector.in_flight()
-        inputs, starts = read_tokens(self.store, streams, end - count, count, self.model.encoder, self.device)
+        inputs, starts = read_tokens(self.store, streams, end - count, count, self.acting.encoder, self.device)
         with torch.inference_mode():
-            self.model.rebuild_cache(inputs, starts, self.collector.cache, slice(0, len(streams)))
+            self.acting.rebuild_cache(inputs, starts, self.collector.cache, slice(0, len(streams)))
 
     def _normalise(self, first: np.ndarray[Any, Any], last: np.ndarray[Any, Any]) -> None:
         width = self.observations.mean.size
