@@ -149,6 +149,19 @@ class JointDistribution:
         ]
         return self._columns(numeric, binary, categories)
 
+    def sample_numeric(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw actions that have numeric columns only, and their log-density; both can be differentiated.
+
+        Unlike :meth:`numeric_log_prob` of the actions, the density is exact where squashing rounds to a bound.
+        """
+        noise = torch.empty_like(self._mean).normal_(generator=generator)
+        raw = torch.addcmul(self._mean, noise, self._log_std.exp())
+        density = (noise.square() * -0.5 - self._log_std).sum(-1) - self._head.numeric * _HALF_LOG_TAU
+        if self._head.squashed:
+            log_slope = 2.0 * (math.log(2.0) - raw - F.softplus(-2.0 * raw))  # of the hyperbolic tangent
+            density = density - torch.where(self._head.bounded.to(raw.device), log_slope, 0.0).sum(-1)
+        return self._bound(raw), density
+
     def mode(self) -> Tensor:
         """Return the most probable compact actions, of shape (..., num_columns)."""
         binary = (self._logits > 0).to(self._mean.dtype)
@@ -190,16 +203,19 @@ class JointDistribution:
         return density
 
     def discrete_log_prob(self, actions: Tensor) -> Tensor:
-        """Return the log-probability of the binary and categorical columns of compact actions; there must be some."""
+        """Return the log-probability of the binary and categorical columns of compact actions; there must be some.
+
+        The actions may have more leading axes than the parameters.
+        """
         head = self._head
         terms = []
         if head.binary:
             bits = actions[..., head.numeric : head.numeric + head.binary]
-            terms.append(-F.binary_cross_entropy_with_logits(self._logits, bits, reduction="none").sum(-1))
+            terms.append(F.logsigmoid(torch.where(bits > 0.5, self._logits, -self._logits)).sum(-1))
         first = head.numeric + head.binary
         for column, log_probs in enumerate(self.log_probs, start=first):
             index = actions[..., column : column + 1].long()
-            terms.append(log_probs.gather(-1, index).squeeze(-1))
+            terms.append(log_probs.expand(*index.shape[:-1], -1).gather(-1, index).squeeze(-1))
         return _add(terms)
 
     def entropy(self) -> Tensor:

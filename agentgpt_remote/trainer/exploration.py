@@ -194,4 +194,4 @@ def add_parameter_noise(
         for weight in model.parameters():
             if weight.dim() > 1 and size:
                 noise = torch.empty_like(weight).normal_(generator=generator)
-                weight.add_(noise, alpha=size * float(weight.square().mean().sqrt()))
+                weight.add_(noise, alpha=size * weight.square().mean().sqrt().item())

@@ -196,12 +196,14 @@ class OffPolicy:
         self, replay: Replay, reward: Tensor, weight: Tensor, distribution: JointDistribution, progress: float
     ) -> dict[str, float]:
         critic: Any = self.critic
-        sample = distribution.sample(self.generator)
+        if self._reparametrised:
+            sample, log_prob = distribution.sample_numeric(self.generator)
+        else:
+            sample = distribution.sample(self.generator).detach()
+            log_prob = distribution.log_prob(sample)
         with torch.no_grad():
             slow_state = self._state(self.slow_critic, replay)
-            alpha = self.log_alpha.exp()
-            log_prob = distribution.log_prob(sample.detach())
-            value = self.slow_critic.action_values(slow_state, sample.detach()).amin(0) - alpha * log_prob
+            value = self.slow_critic.action_values(slow_state, sample).amin(0) - self.log_alpha.exp() * log_prob
             if required(self.hp.lambda_init):
                 taken_values = self.slow_critic.action_values(slow_state, replay.action).amin(0)
                 trace = (distribution.log_prob(replay.action) - replay.log_prob).exp().clamp(max=1.0)
@@ -213,7 +215,7 @@ class OffPolicy:
         critic_loss = 0.5 * ((taken - target).square() * weight).sum()
         state = state.detach()
         if self._reparametrised:
-            entropy = -distribution.log_prob(sample)[:, :-1]
+            entropy = -log_prob[:, :-1]
             improvement = -critic.action_values(state, sample[:, :-1]).amin(0)
         else:
             improvement = self._sampled_improvement(replay, state, distribution, target - value[:, :-1])
