@@ -74,6 +74,7 @@ class OffPolicy:
         self.device = actor.log_std.device
         self.slow_critic = _frozen_copy(critic)
         self.slow_actor = _frozen_copy(actor)
+        self._followers = [_Follower(self.slow_critic, critic), _Follower(self.slow_actor, actor)]
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.updates = 0
@@ -146,8 +147,8 @@ class OffPolicy:
         metrics = learn(replay, reward, weight, distribution, progress)
         self.updates += 1
         tau = required(self.hp.tau)
-        _follow(self.slow_critic, self.critic, tau)
-        _follow(self.slow_actor, self.actor, tau)
+        for follower in self._followers:
+            follower.follow(tau)
         return {**metrics, "policy_lag": replay.lag, "learning_rate": self._rate(progress)}
 
     # Discrete spaces whose actions all get a value at once.
@@ -353,9 +354,16 @@ def _frozen_copy(model: Any) -> Any:
     return frozen
 
 
-@torch.no_grad()
-def _follow(slow: nn.Module, fast: nn.Module, rate: float) -> None:
-    """Move the slow copy towards the fast one; buffers, which are no weights, are copied."""
-    torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), rate)
-    for mine, theirs in zip(slow.buffers(), fast.buffers(), strict=True):
-        mine.copy_(theirs)
+class _Follower:
+    """Moves a slow copy towards a model; buffers, which are no weights, are copied."""
+
+    def __init__(self, slow: nn.Module, fast: nn.Module) -> None:
+        self._slow: list[Tensor] = list(slow.parameters())
+        self._fast: list[Tensor] = list(fast.parameters())
+        self._buffers = list(zip(slow.buffers(), fast.buffers(), strict=True))
+
+    @torch.no_grad()
+    def follow(self, rate: float) -> None:
+        torch._foreach_lerp_(self._slow, self._fast, rate)
+        for mine, theirs in self._buffers:
+            mine.copy_(theirs)
