@@ -177,7 +177,7 @@ class Hyperparameters:
     tau: float | None = None
     learning_starts: int | None = None
     entropy_target: float = 0.2
-    policy_gradient_coef: float = 0.0
+    policy_gradient_coef: float = 1.0
     critic_memory: bool | None = None
     exploration: Mapping[str, Exploration] = field(default_factory=dict)
     lr_init: float | None = None
@@ -294,9 +294,9 @@ class Hyperparameters:
             "lr_init": lr_init,
             "lr_end": lr_init * 0.1,
             "max_grad_norm": 10.0 if continuous else 1.0,
-            "lambda_init": 0.0 if continuous else 0.9,
+            "lambda_init": 0.0 if continuous else 0.95,
             "entropy_coef": 0.0,
-            "tau": 0.02 if continuous else 0.05,
+            "tau": 0.02,
             "learning_starts": 1000,
             "critic_memory": True,
         }
