@@ -26,6 +26,7 @@ from agentgpt_remote.errors import (
     RemoteEnvError,
     RemoteTimeout,
 )
+from agentgpt_remote.processes import ChildProcess
 from agentgpt_remote.server.serve import serve
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from tests.conftest import ServeFunction
@@ -279,7 +280,17 @@ def test_whatever_an_env_raises_reaches_the_client_and_the_host_lives_on(
         assert env.step(0)[1] == 0.1
 
 
-def test_own_host_that_crashed_is_told_at_once_with_its_last_words() -> None:
+@pytest.mark.parametrize("delay_s", [0.0, 0.3])
+def test_own_host_that_crashed_is_told_at_once_with_its_last_words(
+    delay_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = ChildProcess._write_log
+
+    def write_late(child: ChildProcess, output: bytes) -> None:
+        time.sleep(delay_s)  # as on a machine where many wait for a processor
+        write(child, output)
+
+    monkeypatch.setattr(ChildProcess, "_write_log", write_late)
     with RemoteEnv(QuittingEnv) as env:
         env.reset()
         before = time.monotonic()
