@@ -20,7 +20,7 @@ from agentgpt_remote.errors import (
     ProtocolError,
     RemoteTimeout,
 )
-from agentgpt_remote.handshake import Limits, Open, Opened, Resume, Resumed, versions
+from agentgpt_remote.handshake import MAX_ENVS, Limits, Open, Opened, Resume, Resumed, versions
 from agentgpt_remote.packing import unpack_value
 from agentgpt_remote.protocol import (
     Arrival,
@@ -284,6 +284,8 @@ class SessionTable:
                 f"asked for {envs} environments: the host offers num_envs={limits.num_envs}, "
                 f"{self._reserved_envs} of them in use{kept}. Ask for fewer, or start it with more --num-envs"
             )
+        if envs > MAX_ENVS:  # a slip of the client's must not take all memory of a host without a limit
+            raise CapacityReached(f"asked for {envs} environments: one session has at most {MAX_ENVS}. Ask for fewer")
         self._reserved_sessions += 1
         self._reserved_envs += envs
 
