@@ -77,6 +77,17 @@ class RemoteBase:
         """Return how many environments a host may be asked for in place of this one's; ``None`` without a limit."""
         return 1 if host.only_one else None
 
+    def __getstate__(self) -> Any:
+        """Refuse to be copied or pickled.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"a {type(self).__name__} can't be copied or pickled, because its session on a host exists once: "
+            "pickle its spec, and make another with gymnasium.make(spec)"
+        )
+
     def on_close(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called once this environment was closed."""
         self._callbacks.append(callback)

@@ -334,7 +334,7 @@ class SessionTransport:
             with contextlib.suppress(AgentGPTError, OSError):  # a host that is gone has ended the session too
                 connection.send(self._session.request(Kind.CLOSE, []))
                 self._await_close(connection)
-        self._end("the environment was closed")
+        self._end(self._ended or "the environment was closed")
 
     def _await_close(self, connection: WebSocketConnection) -> None:
         deadline = time.monotonic() + _CLOSE_TIMEOUT_S
