@@ -94,7 +94,7 @@ class PPO:
         metrics = targets.metrics()
         store.trained[:] = store.position
         metrics |= self._epochs(chunks, batch, progress)
-        return metrics
+        return metrics | {"train/trained_tokens": metrics["train/epochs"] * float(targets.trained.sum())}
 
     def _epochs(self, chunks: Chunks, batch: Batch, progress: float) -> dict[str, float]:
         count, steps = chunks.column.shape
