@@ -203,9 +203,10 @@ class Collector:
         sample = distribution.sample(self.generator)
         actions = sample.cpu().numpy()
         self.store.act(state.streams, actions, distribution.log_prob(sample).cpu().numpy(), self.version)
-        state.lane.send(self.model.actions.decode(actions))
+        decoded = self.model.actions.decode(actions)
         state.prev_action = actions
         state.sent_at = time.perf_counter()
+        state.lane.send(decoded)
 
     def _receive(self, state: _LaneState) -> None:
         step: LaneStep = state.lane.receive()

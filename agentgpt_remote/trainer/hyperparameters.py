@@ -107,7 +107,7 @@ class Hyperparameters:
         use_tensorboard: write TensorBoard events beside metrics.jsonl.
         wandb_project: also log to this project of Weights & Biases.
         eval_interval_steps: environment steps between evaluations with greedy actions, on environments opened beside
-            those that are trained on; 0 for none. By default a tenth of the run, at least 10,000.
+            those that are trained on; 0 for none. By default a tenth of the run, at least 20,000.
         eval_episodes: episodes of such an evaluation.
         device: torch device that learns and acts: "auto", "cpu", "cuda", "cuda:1", ...
         torch_threads: threads of torch's operators.
@@ -229,7 +229,7 @@ class Hyperparameters:
         lr_init = self.lr_init or (5e-4 if continuous else 1e-3) * (1.0 if d_model <= 128 else 0.3)
         open_fields: dict[str, Any] = {
             "device": device,
-            "eval_interval_steps": max(10_000, self.max_steps // 10),
+            "eval_interval_steps": max(20_000, self.max_steps // 10),
             "torch_threads": 1 if small and d_model <= 128 else None,
             "num_layers": layers,
             "critic_num_layers": layers if continuous else max(1, layers // 2),
