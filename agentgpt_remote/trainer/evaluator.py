@@ -20,6 +20,7 @@ logger = logging.getLogger("agentgpt_remote.trainer")
 _SEED = 2_000_003
 _CONNECT_TIMEOUT_S = 5.0
 _REPLY_TIMEOUT_S = 10.0
+_MAX_DECISIONS = 20_000  # of an evaluation, or as many as there are between two of them
 
 
 class _GivenUp(Exception):
@@ -78,6 +79,7 @@ class Evaluator:
         self._model, self._hp, self._should_stop = model, hyperparameters, should_stop
         self._interval = hyperparameters.eval_interval_steps or 0
         self._rounds = env_steps // self._interval if self._interval else 0
+        self._max_decisions = max(self._interval, _MAX_DECISIONS)
         self._hosts = {
             (host.url, host.token): lane.name for lane in lanes if lane.remote for host in lane.remote.shareable()
         }
@@ -114,7 +116,7 @@ class Evaluator:
                 reasons.append(f"{url}: {error}")
                 continue
             except _GivenUp:
-                reasons.append(f"it took more than eval_interval_steps={self._interval} steps, or training stops")
+                reasons.append(f"it would take more than {self._max_decisions} steps")
                 break
             return {
                 "rollout/greedy_return": result.mean,
@@ -144,5 +146,5 @@ class Evaluator:
             **hp.env_kwargs,
         )
         with envs:
-            policy = GreedyPolicy(self._model, max_decisions=self._interval, should_stop=self._should_stop)
+            policy = GreedyPolicy(self._model, max_decisions=self._max_decisions, should_stop=self._should_stop)
             return evaluate(policy, envs, episodes=episodes, seed=(hp.seed + _SEED) % 2**31)
