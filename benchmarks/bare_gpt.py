@@ -41,7 +41,8 @@ class BareBlock(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         x = x + self.project(attended.transpose(1, 2).reshape(x.shape))
         gate, up = self.gate_up(F.rms_norm(x, (width,))).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        result: Tensor = x + self.down(F.silu(gate) * up)
+        return result
 
     def _pairs(self, x: Tensor, batch: int, size: int) -> Tensor:
         blocks = x.reshape(batch, -1, self.window, self.heads, size)
@@ -78,4 +79,5 @@ class BareModel(nn.Module):
         for block in blocks:  # type: ignore[union-attr]
             mask = mask[:, 1:]
             x = block(x, cos[-x.shape[1] :], sin[-x.shape[1] :], mask.flatten(0, 1))
-        return self.head(F.rms_norm(x, (x.shape[-1],)))
+        result: Tensor = self.head(F.rms_norm(x, (x.shape[-1],)))
+        return result
