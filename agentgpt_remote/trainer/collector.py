@@ -18,6 +18,7 @@ from agentgpt_remote.trainer.exploration import Explorer
 from agentgpt_remote.trainer.lanes import Lane, LaneStep, wait_for
 from agentgpt_remote.trainer.normalization import RewardScaler
 from agentgpt_remote.trainer.streams import StreamStore
+from agentgpt_remote.trainer.watching import HostWatch
 
 logger = logging.getLogger("agentgpt_remote.trainer")
 EPISODE_WINDOW = 20
@@ -84,6 +85,7 @@ class Collector:
         episodes: finished episodes.
         times: seconds spent waiting for environments ("env_s") and acting ("act_s").
         lost: names of lanes that were dropped.
+        watch: counts what each host does.
     """
 
     def __init__(
@@ -104,9 +106,8 @@ class Collector:
         self.episodes = EpisodeLog()
         self.times = {"env_s": 0.0, "act_s": 0.0}
         self.lost: list[str] = []
+        self.watch = HostWatch()
         self._last_error: AgentGPTError | None = None
-        self._round_trips: list[float] = []
-        self._host_steps: list[float] = []
         self._lanes = list(lanes)
         self._states: list[_LaneState] = []
 
@@ -138,6 +139,7 @@ class Collector:
             )
             self.store.open(streams, obs, state.is_first)
             self._states.append(state)
+            self.watch.joined(lane.name, n)
 
     def collect(self, tokens: int, should_stop: Callable[[], bool]) -> None:
         """Act until so many untrained tokens are stored, or ``should_stop`` says so.
@@ -171,18 +173,6 @@ class Collector:
         """Lanes that are left."""
         return len(self._states)
 
-    def take_remote_metrics(self) -> dict[str, float | None]:
-        """Return what happened on the way to the hosts since the last call, in ms per step of a lane.
-
-        ``remote/round_trip_ms`` runs from a decision until its result was read, time spent on other lanes
-        included; ``remote/host_step_ms`` is what the environments took of it. None without remote lanes.
-        """
-        metrics: dict[str, float | None] = {}
-        for name, seconds in (("round_trip", self._round_trips), ("host_step", self._host_steps)):
-            metrics[f"remote/{name}_ms"] = 1e3 * sum(seconds) / len(seconds) if seconds else None
-            seconds.clear()
-        return metrics
-
     def in_flight(self) -> NDArray[np.int64]:
         """Return per stream 1 where the open token has its decision already, else 0."""
         flags = np.zeros(self.store.num_streams, np.int64)
@@ -204,6 +194,7 @@ class Collector:
 
     def _report_lost(self, lane: Lane, error: AgentGPTError) -> None:
         self.lost.append(lane.name)
+        self.watch.left(lane.name)
         self._last_error = error
         logger.warning("lane=%s agents=%d dropped: %s", lane.name, lane.num_agents, error)
 
@@ -217,22 +208,21 @@ class Collector:
         sample, log_prob = self.explorer.draw(distribution, state.streams, is_first, self.env_steps, progress)
         actions = sample.cpu().numpy()
         self.store.act(state.streams, actions, log_prob.cpu().numpy(), self.version)
-        state.lane.send(self.model.actions.decode(actions))
+        decoded = self.model.actions.decode(actions)
         state.prev_action = actions
         state.sent_at = time.perf_counter()
+        state.lane.send(decoded)
 
     def _receive(self, state: _LaneState) -> None:
         step: LaneStep = state.lane.receive()
-        if state.lane.remote is not None and state.sent_at is not None:
-            self._round_trips.append(time.perf_counter() - state.sent_at)
-            self._host_steps.append(state.lane.remote.host_step_s)
+        answered_at = time.perf_counter()
         # Under NEXT_STEP autoreset the step after an episode's end only resets: nothing was decided there.
         valid = ~state.is_final
         terminated, truncated = step.terminated & valid, step.truncated & valid
         final = terminated | truncated
         self.store.complete(state.streams, step.reward, terminated, truncated, valid)
         self.rewards.observe(state.streams, step.reward, valid, final)
-        self.env_steps += int(valid.sum())
+        self._count(state, int(valid.sum()), answered_at)
         state.episode_return += np.where(valid, step.reward, 0.0)
         state.episode_length += valid
         for agent in np.flatnonzero(final):
@@ -242,3 +232,11 @@ class Collector:
         state.obs, state.is_first, state.is_final = step.obs, ~valid, final
         self.store.open(state.streams, state.obs, state.is_first)
         state.sent_at = None
+
+    def _count(self, state: _LaneState, steps: int, answered_at: float) -> None:
+        self.env_steps += steps
+        remote = state.lane.remote
+        if remote is None or state.sent_at is None:
+            self.watch.stepped(state.lane.name, steps)
+        else:
+            self.watch.stepped(state.lane.name, steps, answered_at - state.sent_at, remote.host_step_s)

@@ -92,6 +92,8 @@ _RANGES = {
     "torch_threads": _Range(1, 1024),
     "checkpoint_interval_s": _POSITIVE,
     "keep_checkpoints": _COUNT,
+    "eval_interval_steps": _Range(0),
+    "eval_episodes": _COUNT,
     "step_timeout_s": _POSITIVE,
 }
 
@@ -113,6 +115,10 @@ class Hyperparameters:
             "auto" takes ppo for discrete actions or where steps come fast, else offpolicy.
         resume_training: continue the run from its last checkpoint.
         use_tensorboard: write TensorBoard events beside metrics.jsonl.
+        wandb_project: also log to this project of Weights & Biases.
+        eval_interval_steps: environment steps between evaluations with greedy actions, on environments opened beside
+            those that are trained on; 0 for none. By default a tenth of the run, at least 20,000.
+        eval_episodes: episodes of such an evaluation.
         device: torch device that learns and acts: "auto", "cpu", "cuda", "cuda:1", ...
         torch_threads: threads of torch's operators.
         num_layers: transformer blocks of the actor.
@@ -163,6 +169,9 @@ class Hyperparameters:
     algorithm: Literal["auto", "ppo", "offpolicy"] = "auto"
     resume_training: bool = False
     use_tensorboard: bool = True
+    wandb_project: str | None = None
+    eval_interval_steps: int | None = None
+    eval_episodes: int = 5
     device: str = "auto"
     torch_threads: int | None = None
     num_layers: int | None = None
@@ -253,6 +262,7 @@ class Hyperparameters:
         open_fields: dict[str, Any] = {
             "algorithm": algorithm,
             "device": device,
+            "eval_interval_steps": max(20_000, self.max_steps // 10),
             "torch_threads": 1 if small and d_model <= 128 else None,
             "num_layers": layers,
             "critic_num_layers": layers if continuous or algorithm == "offpolicy" else max(1, layers // 2),

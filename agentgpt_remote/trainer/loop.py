@@ -22,6 +22,7 @@ from agentgpt_remote.policy.bundle import save_bundle
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.trainer.algorithm import choose_algorithm
 from agentgpt_remote.trainer.checkpoint import Checkpoints
+from agentgpt_remote.trainer.evaluator import Evaluator
 from agentgpt_remote.trainer.hosts import OpenedHosts, Tokens, open_hosts
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.plots import write_learning_curve
@@ -29,6 +30,8 @@ from agentgpt_remote.trainer.reporting import Averages, Progress, Reporter
 from agentgpt_remote.trainer.run_folder import CONFIG_NAME, CONFIG_VERSION, RESULT_NAME, write_json
 from agentgpt_remote.trainer.session import TrainingSession
 from agentgpt_remote.trainer.signals import stop_on_signals
+from agentgpt_remote.trainer.sinks import require_wandb
+from agentgpt_remote.trainer.watching import Spent, host_metrics, time_metrics
 
 logger = logging.getLogger("agentgpt_remote.trainer")
 _REPORT_STEPS = 1000
@@ -93,9 +96,12 @@ def train(
         ConfigError: no environment is named, or the hosts serve different ones.
         UnsupportedSpace: a space that can't be learned from.
         HostUnreachable: no host answers.
+        DependencyNotInstalled: Weights & Biases is asked for and not installed.
         TrainingFailed: every host was lost, or a number is not finite. A checkpoint and a bundle are written
             as far as there is something to keep.
     """
+    if hyperparameters.wandb_project is not None:
+        require_wandb()
     run = _Run(Path(run_dir), hyperparameters, on_progress, stop_event or threading.Event())
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop_on_signals(run.stop))
@@ -177,7 +183,10 @@ class _Run:
         }
         write_json(self.run_dir / CONFIG_NAME, config)
         resumed_at = self.session.collector.env_steps if state is not None else None
-        self.reporter = Reporter(self.run_dir, use_tensorboard=self.hp.use_tensorboard, resumed_at=resumed_at)
+        self.reporter = Reporter(self.run_dir, self.hp, resumed_at=resumed_at)
+        self.evaluator = Evaluator(
+            self.session.model, hosts.lanes, self.hp, env_steps=resumed_at or 0, should_stop=self.stop.is_set
+        )
         logger.info("training source=%s agents=%d %s", hosts.description, hosts.num_agents, self._resolved_line())
 
     def _resolved_line(self) -> str:
@@ -231,27 +240,30 @@ class _Run:
 
     def _report(self, metrics: dict[str, float]) -> None:
         collector, now = self.session.collector, time.perf_counter()
-        spent_s, self._reported_at = now - self._reported_at, now
+        total_s, self._reported_at = now - self._reported_at, now
         learn_s, self._learn_s = self._learn_s, 0.0
         episodes, times = collector.episodes, collector.times
         fresh = episodes.fresh
         mean_return = episodes.mean_return()
         steps = collector.env_steps - self._reported_steps
         self._reported_steps = collector.env_steps
+        hosts = collector.watch.take(total_s)
+        remote = host_metrics(hosts)
+        spent = Spent(wait_s=times["env_s"], act_s=times["act_s"], learn_s=learn_s, total_s=total_s)
         values: dict[str, float | None] = {
             "rollout/episode_return": mean_return,
             "rollout/episode_length": float(np.mean(episodes.lengths)) if episodes.lengths else None,
             "rollout/episodes": float(episodes.count),
             "rollout/fresh_return": float(np.mean(fresh)) if fresh else None,
-            **metrics,
+            **self.evaluator.metrics(collector.env_steps, collector.lost),
+            "train/gamma": self.hp.gamma_init,
+            "train/lambda": self.hp.lambda_init,
             "train/reward_scale": self.session.rewards.scale(),
-            "time/sps": steps / spent_s,
-            "time/env_s": times["env_s"],
-            "time/act_s": times["act_s"],
-            "time/learn_s": learn_s,
+            **metrics,
+            **time_metrics(spent, env_steps=steps, learned=metrics, remote=remote),
             "time/wall_s": self.wall_s(),
             "remote/lanes": float(collector.num_lanes),
-            **collector.take_remote_metrics(),
+            **remote,
         }
         times.update(env_s=0.0, act_s=0.0)
         fresh.clear()
@@ -266,6 +278,7 @@ class _Run:
                 episode_return=mean_return,
                 episodes=episodes.count,
                 metrics=values,
+                hosts=hosts,
             )
             self.on_progress(progress)
 

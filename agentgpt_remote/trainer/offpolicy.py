@@ -120,7 +120,10 @@ class OffPolicy:
         while self._credit >= batch:
             self._credit -= batch
             rows.append(self._gradient_step(store, reward_scale, reward_clip, version, progress))
-        return {f"train/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+        if not rows:
+            return {}
+        means = {f"train/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        return means | {"train/trained_tokens": float(len(rows) * batch)}
 
     @staticmethod
     def _capacity(store: StreamStore) -> int:

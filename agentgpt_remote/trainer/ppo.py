@@ -83,7 +83,7 @@ class PPO:
         metrics = targets.metrics()
         store.trained[:] = store.position
         metrics |= self._epochs(chunks, batch, progress)
-        return metrics
+        return metrics | {"train/trained_tokens": metrics["train/epochs"] * float(targets.trained.sum())}
 
     def _epochs(self, chunks: Chunks, batch: Batch, progress: float) -> dict[str, float]:
         count, steps = chunks.column.shape
@@ -92,11 +92,12 @@ class PPO:
         sums: dict[str, float] = {}
         epochs = 0
         for _ in range(math.ceil(required(self.hp.replay_ratio))):
-            order = self.rng.permutation(count)
+            order = torch.from_numpy(self.rng.permutation(count)).to(self.device)
+            shuffled, targets = chunks.reordered(order), Batch(*(part[order] for part in batch))
             sums = dict.fromkeys(("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"), 0.0)
-            for part in np.array_split(order, parts):
-                index = torch.from_numpy(part).to(self.device)
-                for name, value in self._minibatch(chunks, batch, index, progress).items():
+            for part in np.array_split(np.arange(count), parts):
+                rows = slice(part[0], part[-1] + 1)
+                for name, value in self._minibatch(shuffled, targets, rows, progress).items():
                     sums[name] += value / parts
             epochs += 1
             if sums["approx_kl"] > self.hp.target_kl:
@@ -104,7 +105,7 @@ class PPO:
         metrics = {f"train/{name}": value for name, value in sums.items()}
         return metrics | {"train/epochs": float(epochs), "train/learning_rate": self._rate(progress)}
 
-    def _minibatch(self, chunks: Chunks, batch: Batch, index: Tensor, progress: float) -> dict[str, float]:
+    def _minibatch(self, chunks: Chunks, batch: Batch, index: slice, progress: float) -> dict[str, float]:
         weight = batch.weight[index]
         weight = weight / weight.sum().clamp(min=1.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,18 @@ class Chunks:
         first = skip * model.config.max_input_states
         inputs = TokenInputs(self.inputs.numeric[index, first:], self.inputs.categories[index, first:])
         return model.outputs(inputs, self.mask[index, skip:], trim=True)[:, : self.steps]
+
+    def reordered(self, order: Tensor) -> Chunks:
+        """Return the chunks in another order, copied once: minibatches are then slices."""
+        rows = order.cpu().numpy()
+        return replace(
+            self,
+            inputs=TokenInputs(*(None if part is None else part[order] for part in self.inputs)),
+            mask=self.mask[order],
+            stream=self.stream[rows],
+            column=self.column[rows],
+            inside=self.inside[rows],
+        )
 
     @property
     def steps(self) -> int:

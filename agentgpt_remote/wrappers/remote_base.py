@@ -73,6 +73,10 @@ class RemoteBase:
         """
         return [LentHost(host.url, host.token, self._envs_on(host)) for host in self._sessions.lend()]
 
+    def shareable(self) -> list[LentHost]:
+        """Return the hosts where further sessions may be opened: none whose environment exists only once."""
+        return [LentHost(host.url, host.token, None) for host in self._sessions.hosts if not host.only_one]
+
     def _envs_on(self, host: Host) -> int | None:
         """Return how many environments a host may be asked for in place of this one's; ``None`` without a limit."""
         return 1 if host.only_one else None
