@@ -12,7 +12,7 @@ import torch
 from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.files import replacing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BEST_NAME = "best.pt"
 _NAME = re.compile(r"step-(\d+)\.pt")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,19 @@ class EpisodeLog:
         self.fresh.append(episode_return)
         self.count += 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the log as plain lists and numbers."""
+        lists = {name: list(getattr(self, name)) for name in ("returns", "lengths", "fresh")}
+        return {**lists, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.count = int(state["count"])
+        for name in ("returns", "lengths", "fresh"):
+            kept = getattr(self, name)
+            kept.clear()
+            kept.extend(state[name])
+
     def mean_return(self) -> float | None:
         """Return the mean of the last 20 episodes' returns; None before the first."""
         return sum(self.returns) / len(self.returns) if self.returns else None
@@ -106,34 +120,88 @@ class Collector:
         self._lanes = list(lanes)
         self._states: list[_LaneState] = []
 
-    def start(self, seed: int) -> None:
-        """Reset every lane; agent i of all gets the seed ``seed + i``.
+    def start(self, seed: int, resumed: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Begin in every lane: where a resumed run left it if that can be, else with new episodes.
+
+        Args:
+            seed: of new episodes; agent i of all gets the seed ``seed + i``.
+            resumed: the lanes of a checkpoint, for streams that were restored from it.
 
         Raises:
             TrainingFailed: no lane could be reset.
         """
         first = 0
+        left = {entry["name"]: entry for entry in resumed}
         for lane in self._lanes:
-            n = lane.num_agents
-            streams = slice(first, first + n)
-            first += n
+            streams = slice(first, first + lane.num_agents)
+            first = streams.stop
+            entry = left.get(lane.name)
+            if entry is not None and self._continue(lane, streams, entry):
+                continue
             try:
-                obs = lane.reset(seed + streams.start)
+                lane.send_reset(seed + streams.start)
+                obs = lane.receive_reset()
             except (ConnectionLost, RemoteTimeout, RemoteEnvError) as error:
                 self._report_lost(lane, error)
                 continue
-            state = _LaneState(
-                lane=lane,
-                streams=streams,
-                obs=obs,
-                is_first=np.ones(n, np.bool_),
-                is_final=np.zeros(n, np.bool_),
-                prev_action=np.zeros((n, self.model.actions.width), np.float32),
-                episode_return=np.zeros(n),
-                episode_length=np.zeros(n, np.int64),
-            )
-            self.store.open(streams, obs, state.is_first)
-            self._states.append(state)
+            self._begin(lane, streams, obs)
+
+    def _begin(self, lane: Lane, streams: slice, obs: NDArray[np.float32]) -> None:
+        """Take in a lane whose environments were just reset."""
+        n = lane.num_agents
+        state = _LaneState(
+            lane=lane,
+            streams=streams,
+            obs=obs,
+            is_first=np.ones(n, np.bool_),
+            is_final=np.zeros(n, np.bool_),
+            prev_action=np.zeros((n, self.model.actions.width), np.float32),
+            episode_return=np.zeros(n),
+            episode_length=np.zeros(n, np.int64),
+        )
+        self.store.restart(streams)
+        self.rewards.restart(streams)
+        self.store.open(streams, obs, state.is_first)
+        self._states.append(state)
+
+    def _continue(self, lane: Lane, streams: slice, entry: Mapping[str, Any]) -> bool:
+        """Bring a lane back to where a checkpoint left it; return whether that worked."""
+        if entry["first"] != streams.start or entry["num_agents"] != lane.num_agents:
+            return False
+        arrays = {name: value.numpy() for name, value in entry["arrays"].items()}
+        if entry["cache"] is None or not lane.load_state_dict(entry["lane"], arrays["obs"]):
+            logger.info("lane=%s begins new episodes: its environments can't be brought back", lane.name)
+            return False
+        self._states.append(_LaneState(lane=lane, streams=streams, **arrays))
+        self.cache.load_slots(streams, entry["cache"])
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what acting goes on from, as tensors, numbers, texts, lists and dicts."""
+        return {
+            "version": self.version,
+            "env_steps": self.env_steps,
+            "episodes": self.episodes.state_dict(),
+            "lanes": [self._lane_state(state) for state in self._states],
+        }
+
+    def _lane_state(self, state: _LaneState) -> dict[str, Any]:
+        kept = state.lane.state_dict()
+        arrays = {name: value for name, value in vars(state).items() if isinstance(value, np.ndarray)}
+        return {
+            "name": state.lane.name,
+            "first": state.streams.start,
+            "num_agents": state.lane.num_agents,
+            "arrays": {name: torch.from_numpy(value.copy()) for name, value in arrays.items()},
+            "lane": kept,
+            # New episodes begin with nothing remembered.
+            "cache": None if kept["episodes"] is None else self.cache.save_slots(state.streams),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the counters that ``state_dict`` returned; ``start`` takes the lanes."""
+        self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
+        self.episodes.load_state_dict(state["episodes"])
 
     def collect(self, tokens: int, should_stop: Callable[[], bool]) -> None:
         """Act until so many untrained tokens are stored, or ``should_stop`` says so.

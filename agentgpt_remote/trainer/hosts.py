@@ -83,8 +83,9 @@ def open_hosts(
     names, vector_envs = [name for name, _ in named], [env for _, env in named]
     check_same_spaces(vector_envs, names)
     features = ObservationFeatures(vector_envs[0].single_observation_space)
-    timeout_s = hyperparameters.step_timeout_s
-    return OpenedHosts(lanes=[Lane(name, env, features, timeout_s) for name, env in named], description=description)
+    timeout_s, nonfinite = hyperparameters.step_timeout_s, hyperparameters.nonfinite
+    lanes = [Lane(name, env, features, timeout_s, nonfinite) for name, env in named]
+    return OpenedHosts(lanes=lanes, description=description)
 
 
 def _split(total: int, lanes: int) -> list[int]:

@@ -159,8 +159,7 @@ class _Run:
             self.session.load_state_dict(state)
             self._wall_before = float(state["wall_s"])
             self._reported_steps = self.session.collector.env_steps
-            best = self.checkpoints.load_best()
-            self._best_saved = float("-inf") if best is None else best["training_return"]
+            self._best_saved = float(state["best_saved"])
             logger.info("resumed run=%s env_steps=%d", self.run_dir, self.session.collector.env_steps)
         config = {
             "format_version": CONFIG_VERSION,
@@ -262,11 +261,11 @@ class _Run:
         session, env_steps = self.session, self.session.collector.env_steps
         training_return = session.collector.episodes.mean_return()
         if env_steps != self._last_checkpoint:
-            state = {**session.state_dict(), "wall_s": self.wall_s(), "training_return": training_return}
             best = training_return is not None and training_return >= self._best_saved
-            self.checkpoints.save(state, env_steps, best=best)
-            self._best_saved = training_return if best and training_return is not None else self._best_saved
-            self._last_checkpoint = env_steps
+            best_saved = training_return if best and training_return is not None else self._best_saved
+            told = {"wall_s": self.wall_s(), "training_return": training_return, "best_saved": best_saved}
+            self.checkpoints.save({**session.state_dict(), **told}, env_steps, best=best)
+            self._best_saved, self._last_checkpoint = best_saved, env_steps
         model = session.best.preferred(session.model, list(session.collector.episodes.returns))
         policy_steps = env_steps if model is session.model else session.best.env_steps
         provenance = {

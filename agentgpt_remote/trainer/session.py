@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from agentgpt_remote.trainer.sampler import read_tokens
 from agentgpt_remote.trainer.streams import StreamStore
 
 _MAX_SEED = 2**31
+logger = logging.getLogger("agentgpt_remote.trainer")
 
 
 class BestPolicy:
@@ -101,7 +103,8 @@ class TrainingSession:
         # Room for four even rollouts, or for one that the smallest lane filled alone, with its context.
         smallest = min(lane.num_agents for lane in lanes)
         blocks = max(config.num_layers, critic.config.num_layers) + 1
-        capacity = 4 * self._rollout_tokens // smallest + 2 * blocks * config.max_input_states + 64
+        self._context = 2 * blocks * config.max_input_states + 64
+        capacity = 4 * self._rollout_tokens // smallest + self._context
         actions = ActionFeatures(action_space)
         self.store = StreamStore(num_agents, capacity, self.model.observations.width, actions.width)
         self.rewards = RewardScaler(num_agents, hp.gamma_init)
@@ -111,10 +114,12 @@ class TrainingSession:
         self.learner = PPO(self.model, critic, hp, hp.seed)
         self.best = BestPolicy()
         self.resumes = 0
+        self._resumed_lanes: list[dict[str, Any]] = []
 
     def start(self) -> None:
-        """Reset the environments; a resumed run continues with other seeds than it began with."""
-        self.collector.start((self.hp.seed + 1_000_003 * self.resumes) % _MAX_SEED)
+        """Begin in the environments, or go on in them; new episodes of a resumed run have other seeds than before."""
+        self.collector.start((self.hp.seed + 1_000_003 * self.resumes) % _MAX_SEED, self._resumed_lanes)
+        self._resumed_lanes = []
 
     def update(self) -> dict[str, float]:
         """Learn from what is new, then renormalise and rebuild what acting remembers."""
@@ -161,22 +166,18 @@ class TrainingSession:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the run goes on from, as tensors, numbers, texts, lists and dicts."""
-        episodes = self.collector.episodes
+        replay = -(-int(self.hp.checkpoint_replay or 0) // self.store.num_streams)
         return {
             "model": self._sizes(),
             "spaces": [repr(self.model.observation_space), repr(self.model.action_space)],
             "learner": self.learner.state_dict(),
-            "rewards": self.rewards.moments.state_dict(),
+            "rewards": self.rewards.state_dict(),
             "observations": self.observations.state_dict(),
             "generator": self.generator.get_state(),
             "best": self.best.state_dict(),
-            "version": self.collector.version,
             "resumes": self.resumes,
-            "episodes": {
-                "count": episodes.count,
-                "returns": list(episodes.returns),
-                "lengths": list(episodes.lengths),
-            },
+            "collector": self.collector.state_dict(),
+            "streams": self.store.state_dict(self._context, replay),
         }
 
     def _sizes(self) -> dict[str, int]:
@@ -200,14 +201,18 @@ class TrainingSession:
         if state["spaces"] != spaces_now:
             raise ConfigError(f"the run to resume has the spaces {state['spaces']}, the environment {spaces_now}")
         self.learner.load_state_dict(state["learner"])
-        self.rewards.moments.load_state_dict(state["rewards"])
+        self.rewards.load_state_dict(state["rewards"])
         self.observations.load_state_dict(state["observations"])
         self.generator.set_state(state["generator"])
         self.best.load_state_dict(state["best"])
         self.resumes = int(state["resumes"]) + 1
-        self.collector.version = int(state["version"])
-        self.collector.env_steps = int(state["env_steps"])
-        episodes = self.collector.episodes
-        episodes.count = int(state["episodes"]["count"])
-        episodes.returns.extend(state["episodes"]["returns"])
-        episodes.lengths.extend(state["episodes"]["lengths"])
+        self.collector.load_state_dict(state["collector"])
+        if len(state["streams"]["position"]) == self.store.num_streams:
+            self.store.load_state_dict(state["streams"])
+            self._resumed_lanes = state["collector"]["lanes"]
+        else:
+            logger.warning(
+                "the run had %d agents, now %d: it goes on with empty streams and new episodes",
+                len(state["streams"]["position"]),
+                self.store.num_streams,
+            )
