@@ -21,6 +21,7 @@ from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.policy.bundle import save_bundle
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.trainer.checkpoint import Checkpoints
+from agentgpt_remote.trainer.failures import check_losses, failing_disk, failing_update
 from agentgpt_remote.trainer.hosts import OpenedHosts, Tokens, open_hosts
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.plots import write_learning_curve
@@ -100,10 +101,11 @@ def train(
         hosts = open_hosts(hyperparameters, envs, token, stack, run.stop.is_set)
         for lane in hosts.lanes:
             lane.give_up_when(lambda: "training was stopped" if run.stop.is_set() else None)
-        run.prepare(hosts, replace_run=replace_run)
-        stack.enter_context(_threads(run.hp.torch_threads))
-        stack.callback(run.reporter.close)
-        return run.execute()
+        with failing_disk(run.run_dir):
+            run.prepare(hosts, replace_run=replace_run)
+            stack.enter_context(_threads(run.hp.torch_threads))
+            stack.callback(run.reporter.close)
+            return run.execute()
 
 
 @contextlib.contextmanager
@@ -188,7 +190,7 @@ class _Run:
             if self._too_little():
                 break
             collected = time.perf_counter()
-            metrics = self.session.update()
+            metrics = self._update()
             self._report(metrics, started, collected)
             if self._last_checkpoint < 0 or time.perf_counter() - saved > self.hp.checkpoint_interval_s:
                 self.save()
@@ -204,6 +206,12 @@ class _Run:
                 self.save()
                 write_learning_curve(self.run_dir, self.description)
             raise
+
+    def _update(self) -> dict[str, float]:
+        with failing_update(self.session.collector.env_steps, self.checkpoints):
+            metrics = self.session.update()
+            check_losses(metrics)
+        return metrics
 
     def _should_stop(self) -> bool:
         # Every agent may take one more step before this is asked again: do not overshoot.
