@@ -47,6 +47,7 @@ class Lane:
 
     Attributes:
         steps: steps that were received.
+        reopen: opens it again after it was lost; None where that can't be.
 
     Raises:
         ConfigError: the environment resets in another way.
@@ -68,6 +69,7 @@ class Lane:
         self.remote = envs if isinstance(envs, RemoteVectorEnv) else None
         self._actions: Any = None
         self.steps = 0
+        self.reopen: Callable[[], Lane] | None = None
         self._recorder = EpisodeRecorder.of(envs)
         self._check_obs = FiniteCheck(name, "observation", nonfinite)
         self._check_reward = FiniteCheck(name, "reward", nonfinite, MAX_REWARD)
@@ -125,6 +127,11 @@ class Lane:
         self.steps += 1
         reward = self._check_reward(np.asarray(reward, np.float64), self.steps)
         return LaneStep(self._encode(observations), reward, terminated, truncated)
+
+    @property
+    def connected(self) -> bool:
+        """Whether ``receive`` returns at once when the lane is ready; not so while its connection is down."""
+        return self.remote is None or self.remote.connected
 
     @property
     def clipped(self) -> int:

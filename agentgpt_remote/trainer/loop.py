@@ -99,11 +99,10 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop_on_signals(run.stop))
         hosts = open_hosts(hyperparameters, envs, token, stack, run.stop.is_set)
-        for lane in hosts.lanes:
-            lane.give_up_when(lambda: "training was stopped" if run.stop.is_set() else None)
         with failing_disk(run.run_dir):
             run.prepare(hosts, replace_run=replace_run)
             stack.enter_context(_threads(run.hp.torch_threads))
+            stack.callback(run.session.collector.close)
             stack.callback(run.reporter.close)
             return run.execute()
 
@@ -151,7 +150,9 @@ class _Run:
         actions = ActionFeatures(env.single_action_space)
         continuous = bool(actions.numeric_width) and not (actions.binary_width or actions.category_sizes)
         self.hp = self.hp.resolve(pick_device(self.hp.device), continuous=continuous, num_agents=hosts.num_agents)
-        self.session = TrainingSession(self.hp, hosts.lanes, env.single_observation_space, env.single_action_space)
+        self.session = TrainingSession(
+            self.hp, hosts.lanes, env.single_observation_space, env.single_action_space, absent=hosts.absent
+        )
         # The folder is touched when nothing more can be refused: a wrong call leaves none behind and loses none.
         if replace_run and self.run_dir.exists():
             shutil.rmtree(self.run_dir)
@@ -215,7 +216,7 @@ class _Run:
 
     def _should_stop(self) -> bool:
         # Every agent may take one more step before this is asked again: do not overshoot.
-        slack = min(self.session.store.num_streams, self.hp.max_steps) - 1
+        slack = min(self.session.collector.num_agents, self.hp.max_steps) - 1
         return self.stop.is_set() or self.session.collector.env_steps + slack >= self.hp.max_steps
 
     def _too_little(self) -> bool:
@@ -242,6 +243,8 @@ class _Run:
             "time/learn_s": now - collected,
             "time/wall_s": self.wall_s(),
             "remote/lanes": float(collector.num_lanes),
+            "remote/lanes_away": float(collector.num_away),
+            "rollout/clipped": float(collector.clipped),
             **collector.take_remote_metrics(),
         }
         times.update(env_s=0.0, act_s=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.policy.model import PolicyModel, ValueModel
 from agentgpt_remote.trainer.collector import Collector
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+from agentgpt_remote.trainer.lag import PolicyLag
 from agentgpt_remote.trainer.lanes import Lane
 from agentgpt_remote.trainer.normalization import REWARD_CLIP, RewardScaler, RunningMoments
 from agentgpt_remote.trainer.ppo import PPO
+from agentgpt_remote.trainer.recovery import AbsentLane
 from agentgpt_remote.trainer.sampler import read_tokens
 from agentgpt_remote.trainer.streams import StreamStore
 
@@ -79,6 +82,7 @@ class TrainingSession:
         lanes: open lanes of the same environment.
         observation_space: of one agent.
         action_space: of one agent.
+        absent: lanes that are not open yet; they have streams of their own already.
 
     Raises:
         UnsupportedSpace: a space that can't be learned from.
@@ -90,6 +94,8 @@ class TrainingSession:
         lanes: list[Lane],
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
+        *,
+        absent: Sequence[AbsentLane] = (),
     ) -> None:
         hp = self.hp = hyperparameters
         self.device = torch.device(hp.device)
@@ -98,10 +104,11 @@ class TrainingSession:
             torch.manual_seed(hp.seed)
             self.model = PolicyModel(observation_space, action_space, config).to(self.device)
             critic = ValueModel(observation_space, action_space, hp.critic_config()).to(self.device)
-        num_agents = sum(lane.num_agents for lane in lanes)
+        listed: list[Lane | AbsentLane] = [*lanes, *absent]
+        num_agents = sum(lane.num_agents for lane in listed)
         self._rollout_tokens = max(int(hp.rollout_steps or 1), num_agents)
         # Room for four even rollouts, or for one that the smallest lane filled alone, with its context.
-        smallest = min(lane.num_agents for lane in lanes)
+        smallest = min(lane.num_agents for lane in listed)
         blocks = max(config.num_layers, critic.config.num_layers) + 1
         self._context = 2 * blocks * config.max_input_states + 64
         capacity = 4 * self._rollout_tokens // smallest + self._context
@@ -110,7 +117,10 @@ class TrainingSession:
         self.rewards = RewardScaler(num_agents, hp.gamma_init)
         self.observations = RunningMoments(self.model.observations.numeric_width)
         self.generator = torch.Generator(self.device).manual_seed(hp.seed)
-        self.collector = Collector(lanes, self.model, self.store, self.rewards, self.generator)
+        self.collector = Collector(
+            lanes, self.model, self.store, self.rewards, self.generator, absent=absent, host_wait_s=hp.host_wait_s
+        )
+        self.lag = PolicyLag()
         self.learner = PPO(self.model, critic, hp, hp.seed)
         self.best = BestPolicy()
         self.resumes = 0
@@ -132,7 +142,9 @@ class TrainingSession:
             version=self.collector.version,
             progress=self.collector.env_steps / self.hp.max_steps,
         )
+        metrics |= self.lag.metrics(self.store, first, last, self.collector.version)
         self.collector.version += 1
+        self.lag.renewed(self.collector.version, self.collector.env_steps)
         if self.hp.normalize_observations:
             self._normalise(first, last)
         self.rebuild_cache()
@@ -176,6 +188,7 @@ class TrainingSession:
             "generator": self.generator.get_state(),
             "best": self.best.state_dict(),
             "resumes": self.resumes,
+            "lag": self.lag.state_dict(),
             "collector": self.collector.state_dict(),
             "streams": self.store.state_dict(self._context, replay),
         }
@@ -206,6 +219,7 @@ class TrainingSession:
         self.generator.set_state(state["generator"])
         self.best.load_state_dict(state["best"])
         self.resumes = int(state["resumes"]) + 1
+        self.lag.load_state_dict(state["lag"])
         self.collector.load_state_dict(state["collector"])
         if len(state["streams"]["position"]) == self.store.num_streams:
             self.store.load_state_dict(state["streams"])

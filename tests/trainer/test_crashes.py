@@ -23,7 +23,7 @@ START_TIMEOUT_S = 60.0
 
 def start(run_dir: Path, max_steps: int, limit: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tests.trainer.train_process", str(run_dir), f"max_steps={max_steps}"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=limit)  # noqa: PLW1509 - a limit only
+    return subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=limit)
 
 
 def finish(process: subprocess.Popen[bytes]) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""A trainer in a process of its own, on environments of that process: ``python train_process.py RUN_DIR NAME=VALUE...``."""
+"""A trainer in a process of its own, on environments of that process."""
 
 from __future__ import annotations
 
