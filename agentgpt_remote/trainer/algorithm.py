@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -49,8 +50,8 @@ def measure_supply(lanes: Sequence[Lane]) -> float:
     stepping: list[Lane] = []
     for lane in lanes:
         try:
-            lane.reset(None)
-            lane.send(lane.envs.action_space.sample())
+            lane.envs.reset(seed=0)
+            _send(lane)
         except AgentGPTError as error:  # told when training meets it
             logger.debug("lane=%s not measured error=%r", lane.name, error)
             continue
@@ -59,13 +60,31 @@ def measure_supply(lanes: Sequence[Lane]) -> float:
         again = time.perf_counter() - began < _MEASURE_S
         for lane in wait_for(stepping, 0.1):
             try:
-                lane.receive()
-                steps += lane.num_agents
+                steps += _receive(lane)
                 if again:
-                    lane.send(lane.envs.action_space.sample())
+                    _send(lane)
             except AgentGPTError as error:
                 logger.debug("lane=%s not measured error=%r", lane.name, error)
-                again = False
-            if not again:
                 stepping.remove(lane)
+            else:
+                if not again:
+                    stepping.remove(lane)
+    for lane in stepping:  # slower than that; the step that it still owes must not meet training
+        with contextlib.suppress(AgentGPTError):  # told when training meets it
+            _receive(lane, lane.timeout_s)
     return steps / (time.perf_counter() - began)
+
+
+def _send(lane: Lane) -> None:
+    """Start a step; an environment of this process takes it when the result is received."""
+    if lane.remote is not None:
+        lane.remote.step_async(lane.envs.action_space.sample())
+
+
+def _receive(lane: Lane, timeout_s: float = _WAIT_S) -> int:
+    """Return of how many steps a result was received."""
+    if lane.remote is not None:
+        lane.remote.step_wait(timeout_s=timeout_s)
+    else:
+        lane.envs.step(lane.envs.action_space.sample())
+    return lane.num_agents

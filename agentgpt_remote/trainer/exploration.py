@@ -154,6 +154,14 @@ class Explorer:
             return sample, distribution.log_prob(sample)
         return self._epsilon_greedy(distribution, sample, epsilon)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the noise that remembers."""
+        return {"noise": self._noise.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._noise.copy_(state["noise"])
+
     def _with_noise(
         self, distribution: JointDistribution, mean: Tensor, size: float
     ) -> tuple[JointDistribution, Tensor]:

@@ -95,6 +95,8 @@ _RANGES = {
     "eval_interval_steps": _Range(0),
     "eval_episodes": _COUNT,
     "step_timeout_s": _POSITIVE,
+    "checkpoint_replay": _Range(0),
+    "host_wait_s": _Range(0),
 }
 
 
@@ -156,7 +158,12 @@ class Hyperparameters:
         normalize_rewards: divide rewards by the running deviation of their discounted sums.
         checkpoint_interval_s: seconds between checkpoints; the end of training always writes one.
         keep_checkpoints: how many of the last checkpoints are kept, beside the best.
+        checkpoint_replay: steps of experience, all agents together, that a checkpoint holds whether they were trained
+            on or not; what is untrained and its context is always held.
         step_timeout_s: seconds without a reply after which a host counts as lost.
+        host_wait_s: seconds that a run whose last host is lost waits for one to return.
+        nonfinite: what is done about an observation or reward that is not finite: "refuse" ends the run and names it,
+            "clip" replaces it by a number within the range seen so far.
     """
 
     env_id: str | None = None
@@ -206,7 +213,10 @@ class Hyperparameters:
     normalize_rewards: bool = True
     checkpoint_interval_s: float = 5.0
     keep_checkpoints: int = 3
+    checkpoint_replay: int = 0
     step_timeout_s: float = 60.0
+    host_wait_s: float = 60.0
+    nonfinite: Literal["refuse", "clip"] = "refuse"
 
     def __post_init__(self) -> None:
         """Check every field.

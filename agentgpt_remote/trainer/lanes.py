@@ -10,8 +10,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from agentgpt_remote.errors import ConfigError, TrainingFailed
+from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.policy.features import Float32, ObservationFeatures
+from agentgpt_remote.trainer.env_replay import EpisodeRecorder
+from agentgpt_remote.trainer.finite import MAX_REWARD, FiniteCheck, Nonfinite
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_ready
 
 logger = logging.getLogger("agentgpt_remote.trainer")
@@ -41,13 +43,23 @@ class Lane:
         envs: the vector environment; a RemoteVectorEnv steps on its host meanwhile, others in ``receive``.
         features: of the single observation space.
         timeout_s: seconds without a reply after which the lane counts as lost.
+        nonfinite: what is done about numbers that are not finite.
+
+    Attributes:
+        steps: steps that were received.
+        reopen: opens it again after it was lost; None where that can't be.
 
     Raises:
         ConfigError: the environment resets in another way.
     """
 
     def __init__(
-        self, name: str, envs: VectorEnv[Any, Any, Any], features: ObservationFeatures, timeout_s: float
+        self,
+        name: str,
+        envs: VectorEnv[Any, Any, Any],
+        features: ObservationFeatures,
+        timeout_s: float,
+        nonfinite: Nonfinite = "refuse",
     ) -> None:
         mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         if mode != AutoresetMode.NEXT_STEP:
@@ -56,10 +68,34 @@ class Lane:
         self.num_agents = envs.num_envs
         self.remote = envs if isinstance(envs, RemoteVectorEnv) else None
         self._actions: Any = None
+        self.steps = 0
+        self.reopen: Callable[[], Lane] | None = None
+        self._recorder = EpisodeRecorder.of(envs)
+        self._check_obs = FiniteCheck(name, "observation", nonfinite)
+        self._check_reward = FiniteCheck(name, "reward", nonfinite, MAX_REWARD)
 
-    def reset(self, seed: int | None) -> Float32:
-        """Reset all environments and return compact observations (n, width)."""
-        observations, _ = self.envs.reset(seed=seed)
+    def send_reset(self, seed: int) -> None:
+        """Start a reset of all environments; number i gets the seed ``seed + i``."""
+        if self.remote is not None:
+            self.remote.reset_async(seed=seed)
+        else:
+            self._actions = seed
+
+    def receive_reset(self) -> Float32:
+        """Return compact observations (n, width) of the reset that ``send_reset`` started.
+
+        Raises:
+            ConnectionLost: the host is gone.
+            RemoteTimeout: it did not answer in time.
+            RemoteEnvError: the environment raised there.
+            TrainingFailed: an observation is not finite.
+        """
+        if self.remote is not None:
+            observations, _ = self.remote.reset_wait(timeout_s=self.timeout_s)
+        else:
+            observations, _ = self.envs.reset(seed=self._actions)
+            if self._recorder is not None:
+                self._recorder.reset(self._actions)
         return self._encode(observations)
 
     def send(self, actions: Any) -> None:
@@ -81,11 +117,50 @@ class Lane:
         if self.remote is not None:
             result = self.remote.step_wait(timeout_s=self.timeout_s)
         else:
+            if self._recorder is not None:
+                self._recorder.before_step(self._actions)
             result = self.envs.step(self._actions)
         observations, reward, terminated, truncated, _ = result
-        reward = np.asarray(reward, np.float64)
-        self._check("reward", reward)
-        return LaneStep(self._encode(observations), reward, np.asarray(terminated), np.asarray(truncated))
+        terminated, truncated = np.asarray(terminated), np.asarray(truncated)
+        if self._recorder is not None:
+            self._recorder.after_step(terminated | truncated)
+        self.steps += 1
+        reward = self._check_reward(np.asarray(reward, np.float64), self.steps)
+        return LaneStep(self._encode(observations), reward, terminated, truncated)
+
+    @property
+    def connected(self) -> bool:
+        """Whether ``receive`` returns at once when the lane is ready; not so while its connection is down."""
+        return self.remote is None or self.remote.connected
+
+    @property
+    def clipped(self) -> int:
+        """Numbers that were not finite and were replaced."""
+        return self._check_obs.clipped + self._check_reward.clipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the lane goes on from; ``episodes`` is None where its environments can only begin anew."""
+        return {
+            "steps": self.steps,
+            "checks": [self._check_obs.state_dict(), self._check_reward.state_dict()],
+            "episodes": None if self._recorder is None else self._recorder.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], obs: Float32) -> bool:
+        """Bring the environments back to where they were; return whether that worked.
+
+        Args:
+            state: what ``state_dict`` returned.
+            obs: compact observations (n, width) that the environments were left at.
+        """
+        self.steps = int(state["steps"])
+        for check, saved in zip((self._check_obs, self._check_reward), state["checks"], strict=True):
+            check.load_state_dict(saved)
+        if state["episodes"] is None or self._recorder is None:
+            return False
+        return self._recorder.restore(
+            state["episodes"], lambda batch: self._encode(batch).tobytes() == np.ascontiguousarray(obs).tobytes()
+        )
 
     def give_up_when(self, why: Callable[[], str | None]) -> None:
         """Have ``why`` asked for a reason not to wait any longer for a host whose connection is down."""
@@ -97,18 +172,7 @@ class Lane:
         self.envs.close()
 
     def _encode(self, observations: Any) -> Float32:
-        obs = self.features.encode(observations)
-        self._check("observation", obs)
-        return obs
-
-    def _check(self, what: str, values: NDArray[Any]) -> None:
-        if np.isfinite(values).all():
-            return
-        agent = int(np.argwhere(~np.isfinite(values))[0][0])
-        raise TrainingFailed(
-            f"{self.name}: the {what} of agent {agent} is not finite ({values[agent]}): "
-            "expected numbers; fix the environment or clip them there"
-        )
+        return self._check_obs(self.features.encode(observations), self.steps)
 
 
 def wait_for(lanes: Sequence[Lane], timeout_s: float) -> list[Lane]:

@@ -23,6 +23,7 @@ from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.trainer.algorithm import choose_algorithm
 from agentgpt_remote.trainer.checkpoint import Checkpoints
 from agentgpt_remote.trainer.evaluator import Evaluator
+from agentgpt_remote.trainer.failures import check_losses, failing_disk, failing_update
 from agentgpt_remote.trainer.hosts import OpenedHosts, Tokens, open_hosts
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.plots import write_learning_curve
@@ -106,12 +107,12 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop_on_signals(run.stop))
         hosts = open_hosts(hyperparameters, envs, token, stack, run.stop.is_set)
-        for lane in hosts.lanes:
-            lane.give_up_when(lambda: "training was stopped" if run.stop.is_set() else None)
-        run.prepare(hosts, replace_run=replace_run)
-        stack.enter_context(_threads(run.hp.torch_threads))
-        stack.callback(run.reporter.close)
-        return run.execute()
+        with failing_disk(run.run_dir):
+            run.prepare(hosts, replace_run=replace_run)
+            stack.enter_context(_threads(run.hp.torch_threads))
+            stack.callback(run.session.collector.close)
+            stack.callback(run.reporter.close)
+            return run.execute()
 
 
 @contextlib.contextmanager
@@ -160,7 +161,9 @@ class _Run:
         continuous = bool(actions.numeric_width) and not (actions.binary_width or actions.category_sizes)
         self.hp = choose_algorithm(self.hp, hosts.lanes, continuous=continuous)
         self.hp = self.hp.resolve(pick_device(self.hp.device), continuous=continuous, num_agents=hosts.num_agents)
-        self.session = TrainingSession(self.hp, hosts.lanes, env.single_observation_space, env.single_action_space)
+        self.session = TrainingSession(
+            self.hp, hosts.lanes, env.single_observation_space, env.single_action_space, absent=hosts.absent
+        )
         # The folder is touched when nothing more can be refused: a wrong call leaves none behind and loses none.
         if replace_run and self.run_dir.exists():
             shutil.rmtree(self.run_dir)
@@ -170,8 +173,7 @@ class _Run:
             self.session.load_state_dict(state)
             self._wall_before = float(state["wall_s"])
             self._reported_steps = self.session.collector.env_steps
-            best = self.checkpoints.load_best()
-            self._best_saved = float("-inf") if best is None else best["training_return"]
+            self._best_saved = float(state["best_saved"])
             logger.info("resumed run=%s env_steps=%d", self.run_dir, self.session.collector.env_steps)
         config = {
             "format_version": CONFIG_VERSION,
@@ -203,7 +205,7 @@ class _Run:
             if self._too_little():
                 break
             collected = time.perf_counter()
-            self._learned.add(self.session.update())
+            self._learned.add(self._update())
             self._learn_s += time.perf_counter() - collected
             if not self._is_due():
                 continue
@@ -223,9 +225,15 @@ class _Run:
                 write_learning_curve(self.run_dir, self.description)
             raise
 
+    def _update(self) -> dict[str, float]:
+        with failing_update(self.session.collector.env_steps, self.checkpoints):
+            metrics = self.session.update()
+            check_losses(metrics)
+        return metrics
+
     def _should_stop(self) -> bool:
         # Every agent may take one more step before this is asked again: do not overshoot.
-        slack = min(self.session.store.num_streams, self.hp.max_steps) - 1
+        slack = min(self.session.collector.num_agents, self.hp.max_steps) - 1
         return self.stop.is_set() or self.session.collector.env_steps + slack >= self.hp.max_steps
 
     def _too_little(self) -> bool:
@@ -263,6 +271,8 @@ class _Run:
             **time_metrics(spent, env_steps=steps, learned=metrics, remote=remote),
             "time/wall_s": self.wall_s(),
             "remote/lanes": float(collector.num_lanes),
+            "remote/lanes_away": float(collector.num_away),
+            "rollout/clipped": float(collector.clipped),
             **remote,
         }
         times.update(env_s=0.0, act_s=0.0)
@@ -291,11 +301,11 @@ class _Run:
         session, env_steps = self.session, self.session.collector.env_steps
         training_return = session.collector.episodes.mean_return()
         if env_steps != self._last_checkpoint:
-            state = {**session.state_dict(), "wall_s": self.wall_s(), "training_return": training_return}
             best = training_return is not None and training_return >= self._best_saved
-            self.checkpoints.save(state, env_steps, best=best)
-            self._best_saved = training_return if best and training_return is not None else self._best_saved
-            self._last_checkpoint = env_steps
+            best_saved = training_return if best and training_return is not None else self._best_saved
+            told = {"wall_s": self.wall_s(), "training_return": training_return, "best_saved": best_saved}
+            self.checkpoints.save({**session.state_dict(), **told}, env_steps, best=best)
+            self._best_saved, self._last_checkpoint = best_saved, env_steps
         model = session.best.preferred(session.model, list(session.collector.episodes.returns))
         policy_steps = env_steps if model is session.model else session.best.env_steps
         provenance = {

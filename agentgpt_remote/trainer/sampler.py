@@ -117,15 +117,16 @@ def read_tokens(
     """
     tokens = first[:, None] + np.arange(count)
     rows, index = streams[:, None], tokens % store.capacity
-    position = store.position[streams][:, None]
-    absent = (tokens < 0) | (tokens > position) | (tokens <= position - store.capacity)
-    is_first = store.is_first[rows, index]
+    absent = (tokens < store.oldest()[streams][:, None]) | (tokens > store.position[streams][:, None])
+    is_first = store.is_first[rows, index] | absent
     arrays = (store.obs[rows, index], store.prev_action(rows, tokens), is_first)
+    for array in arrays[:2]:
+        array[absent] = 0.0  # what the ring held there before: it would change the order of sums
     obs, prev_action, first_flag = (torch.from_numpy(array).to(device) for array in arrays)
     with torch.no_grad():
         inputs = encoder.prepare(obs, prev_action, first_flag)
     # The token after an absent one starts anew as well: what was before it is not there.
-    starts = is_first | absent
+    starts = is_first.copy()
     starts[:, 1:] |= absent[:, :-1]
     return inputs, torch.from_numpy(starts).to(device)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,18 @@ from agentgpt_remote.policy.model import PolicyModel, ValueModel
 from agentgpt_remote.trainer.collector import Collector
 from agentgpt_remote.trainer.exploration import Explorer, add_parameter_noise
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters, required
+from agentgpt_remote.trainer.lag import PolicyLag
 from agentgpt_remote.trainer.lanes import Lane
 from agentgpt_remote.trainer.normalization import REWARD_CLIP, RewardScaler, RunningMoments
 from agentgpt_remote.trainer.offpolicy import OffPolicy, make_critic
 from agentgpt_remote.trainer.ppo import PPO
+from agentgpt_remote.trainer.recovery import AbsentLane
 from agentgpt_remote.trainer.sampler import read_tokens
 from agentgpt_remote.trainer.streams import StreamStore
 
 _MAX_SEED = 2**31
 _REFRESH_EVERY = 4
+logger = logging.getLogger("agentgpt_remote.trainer")
 
 
 class BestPolicy:
@@ -80,6 +85,7 @@ class TrainingSession:
         lanes: open lanes of the same environment.
         observation_space: of one agent.
         action_space: of one agent.
+        absent: lanes that are not open yet; they have streams of their own already.
 
     Raises:
         UnsupportedSpace: a space that can't be learned from.
@@ -91,6 +97,8 @@ class TrainingSession:
         lanes: list[Lane],
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
+        *,
+        absent: Sequence[AbsentLane] = (),
     ) -> None:
         hp = self.hp = hyperparameters
         self.device = torch.device(hp.device)
@@ -99,13 +107,15 @@ class TrainingSession:
             torch.manual_seed(hp.seed)
             self.model = PolicyModel(observation_space, action_space, config).to(self.device)
             self.learner = self._make_learner(observation_space, action_space)
-        num_agents = sum(lane.num_agents for lane in lanes)
+        listed: list[Lane | AbsentLane] = [*lanes, *absent]
+        num_agents = sum(lane.num_agents for lane in listed)
         self._rollout_tokens = max(int(hp.rollout_steps or 1), num_agents)
         # Room for four even rollouts, or for one that the smallest lane filled alone, with its context.
-        smallest = min(lane.num_agents for lane in lanes)
+        smallest = min(lane.num_agents for lane in listed)
         blocks = max(config.num_layers, self.learner.critic.config.num_layers) + 1
+        self._context = 2 * blocks * config.max_input_states + 64
         held = hp.buffer_size // num_agents if hp.algorithm == "offpolicy" else 4 * self._rollout_tokens // smallest
-        capacity = held + 2 * blocks * config.max_input_states + 64
+        capacity = held + self._context
         actions = ActionFeatures(action_space)
         self.store = StreamStore(num_agents, capacity, self.model.observations.width, actions.width)
         self.rewards = RewardScaler(num_agents, hp.gamma_init)
@@ -115,10 +125,21 @@ class TrainingSession:
             hp.exploration, required(hp.learning_starts), actions.numeric_width, num_agents, self.generator
         )
         self.acting = copy.deepcopy(self.model) if explorer.parameter_noise else self.model
-        self.collector = Collector(lanes, self.acting, self.store, self.rewards, explorer, hp.max_steps)
+        self.collector = Collector(
+            lanes,
+            self.acting,
+            self.store,
+            self.rewards,
+            explorer,
+            hp.max_steps,
+            absent=absent,
+            host_wait_s=hp.host_wait_s,
+        )
+        self.lag = PolicyLag()
         self.best = BestPolicy()
         self._since_refresh = 0
         self.resumes = 0
+        self._resumed_lanes: list[dict[str, Any]] = []
 
     def _make_learner(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PPO | OffPolicy:
         if self.hp.algorithm == "offpolicy":
@@ -128,8 +149,9 @@ class TrainingSession:
         return PPO(self.model, values, self.hp, self.hp.seed)
 
     def start(self) -> None:
-        """Reset the environments; a resumed run continues with other seeds than it began with."""
-        self.collector.start((self.hp.seed + 1_000_003 * self.resumes) % _MAX_SEED)
+        """Begin in the environments, or go on in them; new episodes of a resumed run have other seeds than before."""
+        self.collector.start((self.hp.seed + 1_000_003 * self.resumes) % _MAX_SEED, self._resumed_lanes)
+        self._resumed_lanes = []
 
     def update(self) -> dict[str, float]:
         """Learn from what is new, then renormalise and rebuild what acting remembers."""
@@ -142,7 +164,10 @@ class TrainingSession:
             version=self.collector.version,
             progress=self.collector.env_steps / self.hp.max_steps,
         )
-        self.collector.version += 1 if metrics else 0
+        if metrics:
+            metrics |= self.lag.metrics(self.store, first, last, self.collector.version)
+            self.collector.version += 1
+            self.lag.renewed(self.collector.version, self.collector.env_steps)
         if self.hp.normalize_observations:
             self._normalise(first, last)
         self._refresh_acting()
@@ -188,22 +213,24 @@ class TrainingSession:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the run goes on from, as tensors, numbers, texts, lists and dicts."""
-        episodes = self.collector.episodes
+        replay = -(-int(self.hp.checkpoint_replay or 0) // self.store.num_streams)
         return {
             "model": self._sizes(),
             "spaces": [repr(self.model.observation_space), repr(self.model.action_space)],
             "learner": self.learner.state_dict(),
-            "rewards": self.rewards.moments.state_dict(),
+            "rewards": self.rewards.state_dict(),
             "observations": self.observations.state_dict(),
             "generator": self.generator.get_state(),
             "best": self.best.state_dict(),
-            "version": self.collector.version,
             "resumes": self.resumes,
-            "episodes": {
-                "count": episodes.count,
-                "returns": list(episodes.returns),
-                "lengths": list(episodes.lengths),
+            "lag": self.lag.state_dict(),
+            "acting": {
+                "since_refresh": self._since_refresh,
+                "weights": None if self.acting is self.model else self.acting.state_dict(),
+                **self.collector.explorer.state_dict(),
             },
+            "collector": self.collector.state_dict(),
+            "streams": self.store.state_dict(self._context, replay),
         }
 
     def _sizes(self) -> dict[str, int]:
@@ -227,14 +254,23 @@ class TrainingSession:
         if state["spaces"] != spaces_now:
             raise ConfigError(f"the run to resume has the spaces {state['spaces']}, the environment {spaces_now}")
         self.learner.load_state_dict(state["learner"])
-        self.rewards.moments.load_state_dict(state["rewards"])
+        self.rewards.load_state_dict(state["rewards"])
         self.observations.load_state_dict(state["observations"])
         self.generator.set_state(state["generator"])
         self.best.load_state_dict(state["best"])
         self.resumes = int(state["resumes"]) + 1
-        self.collector.version = int(state["version"])
-        self.collector.env_steps = int(state["env_steps"])
-        episodes = self.collector.episodes
-        episodes.count = int(state["episodes"]["count"])
-        episodes.returns.extend(state["episodes"]["returns"])
-        episodes.lengths.extend(state["episodes"]["lengths"])
+        self.lag.load_state_dict(state["lag"])
+        self._since_refresh = int(state["acting"]["since_refresh"])
+        if self.acting is not self.model and state["acting"]["weights"] is not None:
+            self.acting.load_state_dict(state["acting"]["weights"])
+        self.collector.load_state_dict(state["collector"])
+        if len(state["streams"]["position"]) == self.store.num_streams:
+            self.store.load_state_dict(state["streams"])
+            self.collector.explorer.load_state_dict(state["acting"])
+            self._resumed_lanes = state["collector"]["lanes"]
+        else:
+            logger.warning(
+                "the run had %d agents, now %d: it goes on with empty streams and new episodes",
+                len(state["streams"]["position"]),
+                self.store.num_streams,
+            )

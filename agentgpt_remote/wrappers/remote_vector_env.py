@@ -476,6 +476,11 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         pending = self._pending_shards()
         return bool(pending) and all(shard.ready() for shard in pending)
 
+    @property
+    def connected(self) -> bool:
+        """Whether no connection is down; taking a reply while one is waits until the session resumes, or can't."""
+        return all(shard.transport.connection is not None for shard in self._shards)
+
     def _pending_shards(self) -> list[Shard]:
         return [shard for shard in self._shards if shard.pending is not None]
 

@@ -127,7 +127,9 @@ def test_stop_event_ends_with_checkpoint_and_bundle(tmp_path: Path, envs: SyncVe
 
 def test_observation_that_is_not_finite_names_lane_and_agent(tmp_path: Path) -> None:
     made = SyncVectorEnv([Echo, lambda: Echo(bad_step=150)])
-    with pytest.raises(TrainingFailed, match=r"envs\[0\]: the observation of agent 1 is not finite") as caught:
+    with pytest.raises(
+        TrainingFailed, match=r"envs\[0\]: the observation of agent 1 at step 168 is not finite"
+    ) as caught:
         train(Hyperparameters(max_steps=10_000, **SMALL), run_dir=tmp_path, envs=[made])
     assert "nan" in str(caught.value)
     made.close()
