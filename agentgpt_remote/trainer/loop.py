@@ -21,6 +21,7 @@ from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.policy.bundle import save_bundle
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.trainer.checkpoint import Checkpoints
+from agentgpt_remote.trainer.compatibility import check_compatible
 from agentgpt_remote.trainer.failures import check_losses, failing_disk, failing_update
 from agentgpt_remote.trainer.hosts import OpenedHosts, Tokens, open_hosts
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
@@ -150,6 +151,7 @@ class _Run:
         actions = ActionFeatures(env.single_action_space)
         continuous = bool(actions.numeric_width) and not (actions.binary_width or actions.category_sizes)
         self.hp = self.hp.resolve(pick_device(self.hp.device), continuous=continuous, num_agents=hosts.num_agents)
+        check_compatible(self.hp, env.single_observation_space, env.single_action_space, hosts.num_agents)
         self.session = TrainingSession(
             self.hp, hosts.lanes, env.single_observation_space, env.single_action_space, absent=hosts.absent
         )
