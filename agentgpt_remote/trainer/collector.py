@@ -302,6 +302,8 @@ class Collector:
                 start = self._streams[outcome.name].start
                 self._begin(outcome.lane, slice(start, start + outcome.lane.num_agents), outcome.obs)
                 logger.info("lane=%s agents=%d joined", outcome.name, outcome.lane.num_agents)
+            elif isinstance(outcome.error, TrainingFailed):
+                raise outcome.error
             else:
                 logger.error("lane=%s is left out for good: %s", outcome.name, outcome.error)
 

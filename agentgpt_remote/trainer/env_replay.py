@@ -14,11 +14,16 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from gymnasium.spaces.utils import flatdim
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from numpy.typing import NDArray
 
 MAX_RECORDED_STEPS = 100_000
+MAX_RECORDED_VALUES = 2**24  # numbers of all environments' actions
+_GENERATORS: dict[str, Callable[[], np.random.BitGenerator]] = {
+    kind.__name__: kind for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.SFC64)
+}
 logger = logging.getLogger("agentgpt_remote.trainer")
 
 
@@ -33,7 +38,8 @@ class EpisodeRecorder:
         self._envs = envs
         self._seeds: list[int] = []
         self._generators: list[dict[str, Any] | None] = [None] * envs.num_envs
-        self._actions: deque[Any] = deque(maxlen=MAX_RECORDED_STEPS)
+        values = max(1, flatdim(envs.action_space))
+        self._actions: deque[Any] = deque(maxlen=max(1, min(MAX_RECORDED_STEPS, MAX_RECORDED_VALUES // values)))
         self._count = 0  # actions so far; the last one recorded has the number count - 1
         self._begin = np.zeros(envs.num_envs, np.int64)
         self._ended = np.zeros(envs.num_envs, np.bool_)
@@ -72,12 +78,13 @@ class EpisodeRecorder:
     def state_dict(self) -> dict[str, Any] | None:
         """Return the episodes as tensors and numbers; None where one is too long to be kept."""
         first = self._count - len(self._actions)
-        if not self._seeds or int(self._begin.min()) < first:
+        now = [_generator_state(env) for env in self._envs.envs]
+        if not self._seeds or int(self._begin.min()) < first or None in now:
             return None
         return {
             "seeds": self._seeds,
             "generators": self._generators,
-            "now": [_generator_state(env) for env in self._envs.envs],
+            "now": now,
             "begin": (self._begin - first).tolist(),
             "ended": self._ended.tolist(),
             "steps": len(self._actions),
@@ -96,7 +103,11 @@ class EpisodeRecorder:
         """
         if len(state["seeds"]) != self._envs.num_envs:
             return False
-        observations = self._replay(state)
+        try:
+            observations = self._replay(state)
+        except Exception as error:  # noqa: BLE001 - an environment that changed may raise anything
+            logger.warning("the running episodes can't be repeated: %s: %s", type(error).__name__, error)
+            return False
         space = self._envs.single_observation_space
         empty: Any = create_empty_array(space, self._envs.num_envs)
         batch = concatenate(space, observations, empty)
@@ -127,8 +138,11 @@ class EpisodeRecorder:
         return observations
 
 
-def _generator_state(env: Any) -> dict[str, Any]:
-    state: dict[str, Any] = _plain(env.unwrapped.np_random.bit_generator.state)
+def _generator_state(env: Any) -> dict[str, Any] | None:
+    """Return the state of an environment's generator; None where it has one of another kind."""
+    generator = env.unwrapped.np_random
+    known = isinstance(generator, np.random.Generator) and type(generator.bit_generator).__name__ in _GENERATORS
+    state: dict[str, Any] | None = _plain(generator.bit_generator.state) if known else None
     return state
 
 
@@ -142,8 +156,7 @@ def _plain(value: Any) -> Any:
 
 
 def _make_generator(state: dict[str, Any]) -> np.random.Generator:
-    kinds = {kind.__name__: kind for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.SFC64)}
-    generator = np.random.Generator(kinds.get(state["bit_generator"], np.random.PCG64)())
+    generator = np.random.Generator(_GENERATORS[state["bit_generator"]]())
     generator.bit_generator.state = state
     return generator
 

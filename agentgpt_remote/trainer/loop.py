@@ -22,6 +22,7 @@ from agentgpt_remote.policy.bundle import save_bundle
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.trainer.algorithm import choose_algorithm
 from agentgpt_remote.trainer.checkpoint import Checkpoints
+from agentgpt_remote.trainer.compatibility import check_compatible
 from agentgpt_remote.trainer.evaluator import Evaluator
 from agentgpt_remote.trainer.failures import check_losses, failing_disk, failing_update
 from agentgpt_remote.trainer.hosts import OpenedHosts, Tokens, open_hosts
@@ -161,6 +162,7 @@ class _Run:
         continuous = bool(actions.numeric_width) and not (actions.binary_width or actions.category_sizes)
         self.hp = choose_algorithm(self.hp, hosts.lanes, continuous=continuous)
         self.hp = self.hp.resolve(pick_device(self.hp.device), continuous=continuous, num_agents=hosts.num_agents)
+        check_compatible(self.hp, env.single_observation_space, env.single_action_space, hosts.num_agents)
         self.session = TrainingSession(
             self.hp, hosts.lanes, env.single_observation_space, env.single_action_space, absent=hosts.absent
         )

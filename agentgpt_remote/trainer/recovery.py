@@ -116,8 +116,9 @@ class Recovery:
                 _close(lane)
                 return Outcome(name=name, error=error)
             else:
-                self._opened.append(lane)
-                return Outcome(name=name, lane=lane, obs=obs)
+                if not self._closing.is_set():
+                    self._opened.append(lane)
+                    return Outcome(name=name, lane=lane, obs=obs)
             _close(lane)
         return None
 

@@ -212,6 +212,31 @@ def test_host_that_appears_with_another_environment_is_left_out(
     assert "wrong/0 has single_observation_space" in caplog.text
 
 
+@pytest.mark.slow
+def test_run_with_failing_hosts_learns_as_well_as_the_undisturbed_one(tmp_path: Path) -> None:
+    """Random play returns 12, the optimum 24; see test_loop for the bar."""
+    ports = [free_port() for _ in range(2)]
+    servers = [host_at(port) for port in ports]
+    hosts = {f"h{port}": EnvHost(env_endpoint=f"ws://127.0.0.1:{port}", num_agents=4) for port in ports}
+    values = {**SMALL, "max_steps": 8000, "lr_init": 2e-3, "replay_ratio": 8}
+    finals = []
+    for disturbed in (False, True):
+
+        def on_progress(progress: Progress, disturbed: bool = disturbed) -> None:
+            if disturbed and progress.metrics["remote/lanes"] == 2 and len(finals) == 1 and progress.env_steps < 5000:
+                servers.pop().close()
+                threading.Timer(0.5, lambda: servers.append(host_at(ports[1]))).start()
+
+        hyperparameters = Hyperparameters(env_hosts=hosts, **values)
+        result = train(hyperparameters, run_dir=tmp_path / str(disturbed), on_progress=on_progress)
+        assert result.episode_return is not None
+        finals.append(result.episode_return)
+    for server in servers:
+        server.close()
+    assert min(finals) > 17
+    assert abs(finals[0] - finals[1]) < 3
+
+
 def test_policy_lag_is_logged(tmp_path: Path) -> None:
     with closing(server := host_at(0)):
         script = Script(*[(lanes(2), lambda: None)] * 3)
