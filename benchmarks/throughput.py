@@ -4,7 +4,8 @@ Usage, from the repository's root: ``python -m benchmarks.throughput [2L/d64 5L/
 torch thread, in turns in this process, on the rollout of a real environment. Ours is everything that an update does:
 chunks, targets, every minibatch of every epoch with losses, gradients, clipping and optimizer, the statistics of
 observations, the cache that acting goes on with. Bare is ``benchmarks.bare_gpt``: forward, a plain loss, backward, over
-minibatches of the same shapes that lie ready. The bar: 0.85 of bare's tokens per second (median of the turns).
+minibatches of the same shapes that lie ready. A size is that of both networks, actor and critic. The bar: 0.85 of bare's
+tokens per second (median of the turns).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from benchmarks.contenders import Contender, Row, beside, compare, print_rows
 
 BAR = 0.85
 SIZES: dict[str, dict[str, Any]] = {
-    "2L/d64": {"num_layers": 2, "d_model": 64, "num_heads": 2},
-    "5L/d256": {"num_layers": 5, "d_model": 256, "num_heads": 8},
+    "2L/d64": {"num_layers": 2, "critic_num_layers": 2, "d_model": 64, "num_heads": 2},
+    "5L/d256": {"num_layers": 5, "critic_num_layers": 5, "d_model": 256, "num_heads": 8},
 }
 
 
