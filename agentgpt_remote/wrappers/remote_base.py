@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
@@ -82,15 +82,21 @@ class RemoteBase:
         return 1 if host.only_one else None
 
     def __getstate__(self) -> Any:
-        """Refuse to be copied or pickled.
+        """Refuse to be pickled, or copied with its session.
 
         Raises:
             TypeError: always.
         """
         raise TypeError(
-            f"a {type(self).__name__} can't be copied or pickled, because its session on a host exists once: "
+            f"a {type(self).__name__} can't be pickled or deeply copied, because its session on a host exists once: "
             "pickle its spec, and make another with gymnasium.make(spec)"
         )
+
+    def __copy__(self) -> Self:
+        """Return a shallow copy: another name for the same session."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called once this environment was closed."""

@@ -207,7 +207,7 @@ class SessionTransport:
             except RemoteTimeout as error:
                 raise RemoteTimeout(
                     f"no reply from {self.url} within {timeout_s:g} s: the environment is slow or hangs. "
-                    "Wait longer with request_timeout_s="
+                    "Wait longer with request_timeout_s= (or step_timeout_s= of the host, where a worker of it runs it)"
                 ) from error
             except ProtocolError as error:
                 self._end(str(error))
