@@ -4,8 +4,8 @@ Usage, from the repository's root: ``python -m benchmarks.throughput [2L/d64 5L/
 torch thread, in turns in this process, on the rollout of a real environment. Ours is everything that an update does:
 chunks, targets, every minibatch of every epoch with losses, gradients, clipping and optimizer, the statistics of
 observations, the cache that acting goes on with. Bare is ``benchmarks.bare_gpt``: forward, a plain loss, backward, over
-minibatches of the same shapes that lie ready. A size is that of both networks, actor and critic. The bar: 0.85 of bare's
-tokens per second (median of the turns).
+minibatches of the same shapes that lie ready. A size is that of both networks, actor and critic. The bar: 0.85 of
+bare's tokens per second (median of the turns).
 """
 
 from __future__ import annotations
