@@ -7,15 +7,12 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from agentgpt_remote import __version__
-from agentgpt_remote.errors import ConfigError
-from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.reporting import Progress
 
 RETURN_WINDOW = 20
@@ -46,19 +43,6 @@ class Crossing:
     def on_progress(self, progress: Progress) -> None:
         """Take in a trainer's progress."""
         self.offer(progress.env_steps, progress.episode_return, progress.episodes)
-
-
-def with_algorithm(name: str) -> dict[str, Any]:
-    """Return the hyperparameter that chooses the update rule; nothing where there is one rule only.
-
-    Raises:
-        ConfigError: there is no such rule.
-    """
-    if any(spec.name == "algorithm" for spec in fields(Hyperparameters)):
-        return {"algorithm": name}
-    if name != "ppo":
-        raise ConfigError(f"algorithm={name!r}: expected 'ppo'")
-    return {}
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -33,7 +33,7 @@ from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.loop import train
 from agentgpt_remote.trainer.reporting import Progress
 from benchmarks.baselines import Curve, run_baseline
-from benchmarks.common import Crossing, parse_overrides, parser, print_table, with_algorithm, write_report
+from benchmarks.common import Crossing, parse_overrides, parser, print_table, write_report
 from benchmarks.curves import write_curves
 from benchmarks.tasks import TASKS, Goal, Task
 
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     made = options()
     told = made.parse_args(arguments)
     chosen = chosen_goals(told, made)
-    overrides = {**with_algorithm(told.algorithm), **parse_overrides(told.set)}
+    overrides = {"algorithm": told.algorithm, **parse_overrides(told.set)}
     seeds = range(told.first_seed, told.first_seed + (told.seeds or 3))
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []

@@ -28,7 +28,7 @@ from agentgpt_remote.trainer.lanes import Lane
 from agentgpt_remote.trainer.sampler import Window, cut_chunks
 from agentgpt_remote.trainer.session import TrainingSession
 from benchmarks.bare_gpt import BareModel
-from benchmarks.common import parse_overrides, parser, with_algorithm, write_report
+from benchmarks.common import parse_overrides, parser, write_report
 from benchmarks.contenders import Contender, Row, beside, compare, print_rows
 
 BAR = 0.85
@@ -41,7 +41,7 @@ SIZES: dict[str, dict[str, Any]] = {
 @contextmanager
 def session_with_rollout(values: dict[str, Any], env_id: str) -> Iterator[TrainingSession]:
     """Yield a session that has collected a rollout, and trains on each step in every epoch."""
-    told = {"device": "cpu", "target_kl": 1e9, "max_steps": 10**9, **with_algorithm("ppo"), **values}
+    told = {"device": "cpu", "target_kl": 1e9, "max_steps": 10**9, "algorithm": "ppo", **values}
     with closing(gym.make_vec(env_id, num_envs=Hyperparameters().num_envs)) as envs:
         continuous = isinstance(envs.single_action_space, gym.spaces.Box)
         resolved = Hyperparameters(**told).resolve("cpu", continuous=continuous, num_agents=envs.num_envs)

@@ -19,11 +19,9 @@ import pytest
 import torch
 
 from agentgpt_remote import RemoteEnv, RemoteVectorEnv
-from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.sampler import Window, cut_chunks
 from benchmarks.baselines import make_env, ppo, recurrent_ppo, run_baseline
-from benchmarks.common import with_algorithm
 from benchmarks.contenders import Row, message_bytes
 from benchmarks.curves import write_curves
 from benchmarks.learning import Run, run_seed, summary
@@ -198,12 +196,6 @@ def test_learning_main_refuses(words: list[str], message: str, capsys: pytest.Ca
     with pytest.raises(SystemExit, match="2"):
         learning(words)
     assert message in capsys.readouterr().err
-
-
-def test_unknown_algorithm_is_refused() -> None:
-    assert with_algorithm("ppo") in ({}, {"algorithm": "ppo"})
-    with pytest.raises(ConfigError, match="'dqn'"):
-        Hyperparameters(**with_algorithm("dqn"))
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -213,6 +213,7 @@ class Collector:
         self.rewards.restart(streams)
         self.store.open(streams, obs, state.is_first)
         self._states.append(state)
+        self.lost = [name for name in self.lost if name != lane.name]
         self.watch.joined(lane.name, n)
 
     def _continue(self, lane: Lane, streams: slice, entry: Mapping[str, Any]) -> bool:

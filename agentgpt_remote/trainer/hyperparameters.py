@@ -213,7 +213,7 @@ class Hyperparameters:
     normalize_rewards: bool = True
     checkpoint_interval_s: float = 5.0
     keep_checkpoints: int = 3
-    checkpoint_replay: int = 0
+    checkpoint_replay: int | None = None
     step_timeout_s: float = 60.0
     host_wait_s: float = 60.0
     nonfinite: Literal["refuse", "clip"] = "refuse"
@@ -302,6 +302,7 @@ class Hyperparameters:
             "tau": 1.0,
             "learning_starts": 0,
             "critic_memory": True,
+            "checkpoint_replay": 0,
         }
 
     def _offpolicy_defaults(self, continuous: bool, num_agents: int, lr_factor: float) -> dict[str, Any]:
@@ -320,6 +321,7 @@ class Hyperparameters:
             "tau": 0.02,
             "learning_starts": 1000,
             "critic_memory": True,
+            "checkpoint_replay": self.buffer_size,
         }
 
     def critic_config(self) -> GPTConfig:

@@ -64,7 +64,8 @@ class Replay(NamedTuple):
 
 def held_tokens(store: StreamStore) -> NDArray[np.int64]:
     """Return how many completed tokens each stream still holds, int64 (S,)."""
-    return np.minimum(store.position, store.capacity - 1)
+    held: NDArray[np.int64] = store.position - store.oldest()
+    return held
 
 
 def draw(

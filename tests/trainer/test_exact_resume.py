@@ -16,6 +16,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from agentgpt_remote.metrics import read_metrics
 from agentgpt_remote.trainer.checkpoint import Checkpoints
+from agentgpt_remote.trainer.exploration import Exploration
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.loop import TrainingResult, train
 from tests.trainer.tiny_envs import Echo
@@ -116,6 +117,17 @@ def test_stopped_and_resumed_run_equals_the_one_that_was_not(
     assert stable(tmp_path / "whole") == stable(tmp_path / "parts")
     weights = [(tmp_path / name / "policy" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("noise", ["none", "parameter_noise"])
+def test_off_policy_run_goes_on_with_its_replay_as_if_it_had_not_been_stopped(tmp_path: Path, noise: Any) -> None:
+    chosen: dict[str, Any] = {"algorithm": "offpolicy", "rollout_steps": None, "batch_size": 64, "replay_ratio": 2.0}
+    chosen |= {"learning_starts": 200, "max_steps": 1200, "exploration": {"discrete": Exploration(type=noise)}}
+    run(tmp_path / "whole", Echo, **chosen)
+    for stop_at in (37, 101):
+        assert run(tmp_path / "parts", Echo, stop_at, resume_training=True, **chosen).stopped
+    run(tmp_path / "parts", Echo, resume_training=True, **chosen)
+    same_bits(last_state(tmp_path / "whole"), last_state(tmp_path / "parts"))
 
 
 class Forgetful(Echo):
