@@ -174,7 +174,8 @@ class _Run:
         if state is not None:
             self.session.load_state_dict(state)
             self._wall_before = float(state["wall_s"])
-            self._reported_steps = self.session.collector.env_steps
+            self._reported_steps = int(state["reported"]["env_steps"])
+            self._learned.load_state_dict(state["reported"]["learned"])
             self._best_saved = float(state["best_saved"])
             logger.info("resumed run=%s env_steps=%d", self.run_dir, self.session.collector.env_steps)
         config = {
@@ -305,7 +306,13 @@ class _Run:
         if env_steps != self._last_checkpoint:
             best = training_return is not None and training_return >= self._best_saved
             best_saved = training_return if best and training_return is not None else self._best_saved
-            told = {"wall_s": self.wall_s(), "training_return": training_return, "best_saved": best_saved}
+            reported = {"env_steps": self._reported_steps, "learned": self._learned.state_dict()}
+            told = {
+                "wall_s": self.wall_s(),
+                "training_return": training_return,
+                "best_saved": best_saved,
+                "reported": reported,
+            }
             self.checkpoints.save({**session.state_dict(), **told}, env_steps, best=best)
             self._best_saved, self._last_checkpoint = best_saved, env_steps
         model = session.best.preferred(session.model, list(session.collector.episodes.returns))

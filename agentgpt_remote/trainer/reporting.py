@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from agentgpt_remote.metrics import MetricsWriter
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
@@ -45,6 +46,14 @@ class Averages:
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was added since the last report."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Take in the metrics of one update; none where nothing was learned."""

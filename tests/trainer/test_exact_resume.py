@@ -128,6 +128,7 @@ def test_off_policy_run_goes_on_with_its_replay_as_if_it_had_not_been_stopped(tm
         assert run(tmp_path / "parts", Echo, stop_at, resume_training=True, **chosen).stopped
     run(tmp_path / "parts", Echo, resume_training=True, **chosen)
     same_bits(last_state(tmp_path / "whole"), last_state(tmp_path / "parts"))
+    assert stable(tmp_path / "whole") == stable(tmp_path / "parts") != []
 
 
 class Forgetful(Echo):
