@@ -95,4 +95,4 @@ def _resolved(run_dir: Path) -> str:
     """Return the resolved hyperparameters as one line."""
     config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     values = config["hyperparameters"]
-    return f"run {run_dir}: " + ", ".join(f"{name}={values[name]}" for name in _SHOWN)
+    return f"run {run_dir}: algorithm={config['algorithm']}, " + ", ".join(f"{name}={values[name]}" for name in _SHOWN)

@@ -19,8 +19,10 @@ _MEASURE_S = 0.5
 _WAIT_S = 5.0
 
 
-def choose_algorithm(hyperparameters: Hyperparameters, lanes: Sequence[Lane], *, continuous: bool) -> Hyperparameters:
-    """Return the hyperparameters with "auto" decided, and say in the log what was chosen and why.
+def choose_algorithm(
+    hyperparameters: Hyperparameters, lanes: Sequence[Lane], *, continuous: bool
+) -> tuple[Hyperparameters, str]:
+    """Return the hyperparameters with "auto" decided, and why.
 
     On-policy learning is faster by the clock and takes more steps, so it is for purely discrete actions, where both
     take about as many, and where steps are plentiful.
@@ -31,7 +33,7 @@ def choose_algorithm(hyperparameters: Hyperparameters, lanes: Sequence[Lane], *,
         continuous: the action space has continuous columns only.
     """
     if hyperparameters.algorithm != "auto":
-        return hyperparameters
+        return hyperparameters, "as told"
     chosen: Literal["ppo", "offpolicy"] = "ppo"
     if not continuous:
         reason = "actions are not purely continuous"
@@ -41,7 +43,7 @@ def choose_algorithm(hyperparameters: Hyperparameters, lanes: Sequence[Lane], *,
         than = "more than" if chosen == "ppo" else "at most"
         reason = f"{supply:.0f} environment steps per second, {than} {PLENTIFUL_STEPS_PER_S:.0f}"
     logger.info("algorithm=%s chosen by auto: %s", chosen, reason)
-    return replace(hyperparameters, algorithm=chosen)
+    return replace(hyperparameters, algorithm=chosen), f"chosen by auto: {reason}"
 
 
 def measure_supply(lanes: Sequence[Lane]) -> float:

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,13 @@ from agentgpt_remote.trainer.hosts import OpenedHosts, Tokens, open_hosts
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.plots import write_learning_curve
 from agentgpt_remote.trainer.reporting import Averages, Progress, Reporter
-from agentgpt_remote.trainer.run_folder import CONFIG_NAME, CONFIG_VERSION, RESULT_NAME, write_json
+from agentgpt_remote.trainer.run_folder import (
+    CONFIG_NAME,
+    CONFIG_VERSION,
+    RESULT_NAME,
+    saved_hyperparameters,
+    write_json,
+)
 from agentgpt_remote.trainer.session import TrainingSession
 from agentgpt_remote.trainer.signals import stop_on_signals
 from agentgpt_remote.trainer.sinks import require_wandb
@@ -160,7 +166,9 @@ class _Run:
         self.description = hosts.description
         actions = ActionFeatures(env.single_action_space)
         continuous = bool(actions.numeric_width) and not (actions.binary_width or actions.category_sizes)
-        self.hp = choose_algorithm(self.hp, hosts.lanes, continuous=continuous)
+        if self.hp.resume_training and (self.run_dir / CONFIG_NAME).exists() and self.hp.algorithm == "auto":
+            self.hp = replace(self.hp, algorithm=saved_hyperparameters(self.run_dir)["algorithm"])
+        self.hp, reason = choose_algorithm(self.hp, hosts.lanes, continuous=continuous)
         self.hp = self.hp.resolve(pick_device(self.hp.device), continuous=continuous, num_agents=hosts.num_agents)
         check_compatible(self.hp, env.single_observation_space, env.single_action_space, hosts.num_agents)
         self.session = TrainingSession(
@@ -184,6 +192,7 @@ class _Run:
             "source": hosts.description,
             "num_agents": hosts.num_agents,
             "lanes": [lane.name for lane in hosts.lanes],
+            "algorithm": f"{self.hp.algorithm} ({reason})",
             "hyperparameters": self.hp.to_dict(),
         }
         write_json(self.run_dir / CONFIG_NAME, config)

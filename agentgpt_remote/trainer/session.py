@@ -233,9 +233,9 @@ class TrainingSession:
             "streams": self.store.state_dict(self._context, replay),
         }
 
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self) -> dict[str, Any]:
         """Return what a checkpoint's weights must agree with."""
-        names = ("num_layers", "critic_num_layers", "d_model", "num_heads", "max_input_states")
+        names = ("algorithm", "num_layers", "critic_num_layers", "d_model", "num_heads", "max_input_states")
         return {name: getattr(self.hp, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 
+from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.metrics import read_metrics
 from agentgpt_remote.policy.config import GPTConfig
 from agentgpt_remote.policy.distributions import ActionHead, JointDistribution
@@ -183,7 +184,9 @@ def test_same_seed_gives_the_same_run(tmp_path: Path) -> None:
 def test_a_run_resumes_with_its_optimizers(tmp_path: Path) -> None:
     first = run(tmp_path, max_steps=1200)
     before = load_checkpoint(sorted((tmp_path / "checkpoints").glob("step-*.pt"))[-1])["learner"]["updates"]
-    second = run(tmp_path, max_steps=2400, resume_training=True)
+    with pytest.raises(ConfigError, match=r"algorithm='ppo'.*has algorithm='offpolicy'"):
+        run(tmp_path, max_steps=2400, resume_training=True, algorithm="ppo")
+    second = run(tmp_path, max_steps=2400, resume_training=True, algorithm="auto")
     after = load_checkpoint(sorted((tmp_path / "checkpoints").glob("step-*.pt"))[-1])["learner"]["updates"]
     assert second.env_steps > first.env_steps
     assert after > before > 0
@@ -201,11 +204,13 @@ def test_auto_takes_ppo_where_steps_are_plentiful_and_offpolicy_where_they_are_d
     open_lane = lane(push)
     assert measure_supply([open_lane]) > 1000
     with caplog.at_level("INFO", "agentgpt_remote.trainer"):
-        assert choose_algorithm(Hyperparameters(), [open_lane], continuous=True).algorithm == "ppo"
+        assert choose_algorithm(Hyperparameters(), [open_lane], continuous=True)[0].algorithm == "ppo"
         monkeypatch.setattr("agentgpt_remote.trainer.algorithm.measure_supply", lambda _: 100.0)
-        assert choose_algorithm(Hyperparameters(), [open_lane], continuous=True).algorithm == "offpolicy"
-        assert choose_algorithm(Hyperparameters(), [open_lane], continuous=False).algorithm == "ppo"
-        assert choose_algorithm(Hyperparameters(algorithm="ppo"), [], continuous=True).algorithm == "ppo"
+        dear, reason = choose_algorithm(Hyperparameters(), [open_lane], continuous=True)
+        assert dear.algorithm == "offpolicy"
+        assert reason == "chosen by auto: 100 environment steps per second, at most 500"
+        assert choose_algorithm(Hyperparameters(), [open_lane], continuous=False)[0].algorithm == "ppo"
+        assert choose_algorithm(Hyperparameters(algorithm="ppo"), [], continuous=True)[0].algorithm == "ppo"
     assert "100 environment steps per second, at most 500" in caplog.text
 
 
