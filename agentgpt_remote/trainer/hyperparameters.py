@@ -124,8 +124,7 @@ class Hyperparameters:
         device: torch device that learns and acts: "auto", "cpu", "cuda", "cuda:1", ...
         torch_threads: threads of torch's operators.
         num_layers: transformer blocks of the actor.
-        critic_num_layers: transformer blocks of the critic; by default as many, and under ppo half as many on discrete
-            actions.
+        critic_num_layers: transformer blocks of the critic; by default as many, and half as many on discrete actions.
         d_model: width of a token.
         num_heads: attention heads.
         max_input_states: attention window in tokens, the current one included.
@@ -275,7 +274,7 @@ class Hyperparameters:
             "eval_interval_steps": max(20_000, self.max_steps // 10),
             "torch_threads": 1 if small and d_model <= 128 else None,
             "num_layers": layers,
-            "critic_num_layers": layers if continuous or algorithm == "offpolicy" else max(1, layers // 2),
+            "critic_num_layers": layers if continuous else max(1, layers // 2),
             "d_model": d_model,
             "num_heads": _heads(d_model),
         }
