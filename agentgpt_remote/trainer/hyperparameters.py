@@ -252,19 +252,14 @@ class Hyperparameters:
         return cls(**values)
 
     def resolve(self, device: str, *, continuous: bool = False, num_agents: int = 16) -> Hyperparameters:
-        """Return a copy in which nothing is open.
+        """Return a copy in which nothing is open; an algorithm that is still "auto" becomes "ppo".
 
         Args:
             device: torch device in use, such as "cpu" or "cuda:0".
             continuous: the action space has continuous columns only.
             num_agents: agents that are trained on at once.
-
-        Raises:
-            ConfigError: the algorithm is still open, and the action space does not decide it.
         """
-        algorithm = self.algorithm
-        if algorithm == "auto":
-            algorithm = "ppo"
+        algorithm = "ppo" if self.algorithm == "auto" else self.algorithm
         small = device.startswith("cpu")
         d_model = self.d_model or (64 if small else 256)
         layers = self.num_layers or (2 if small else 4)
