@@ -27,8 +27,8 @@ def model_card(folder: Path, config: Mapping[str, Any]) -> str:
         "",
         f"# A GPT policy for {env_id}",
         "",
-        f"A causal transformer of {model['num_layers']} layers, width {model['d_model']} and {model['num_heads']} "
-        f"heads that sees the last {model['max_input_states']} steps; trained with agentgpt-remote "
+        f"A causal transformer ({model['gpt_type']}) of {model['num_layers']} layers, width {model['d_model']} "
+        f"and {model['num_heads']} heads that sees the last {model['max_input_states']} steps; trained with agentgpt-remote "
         f"{config['agentgpt_remote']}.",
         "",
         "```python",

@@ -179,9 +179,9 @@ class TrainingSession:
             },
         }
 
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self) -> dict[str, Any]:
         """Return what a checkpoint's weights must agree with."""
-        names = ("num_layers", "critic_num_layers", "d_model", "num_heads", "max_input_states")
+        names = ("num_layers", "critic_num_layers", "d_model", "num_heads", "max_input_states", "gpt_type")
         return {name: getattr(self.hp, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -190,10 +190,11 @@ class TrainingSession:
         Raises:
             ConfigError: the checkpoint is of a model of other sizes, or of another environment.
         """
+        saved = {"gpt_type": "llama", **state["model"]}
         for name, value in self._sizes().items():
-            if state["model"].get(name) != value:
+            if saved.get(name) != value:
                 raise ConfigError(
-                    f"{name}={value!r}: the run to resume has {name}={state['model'].get(name)!r}; "
+                    f"{name}={value!r}: the run to resume has {name}={saved.get(name)!r}; "
                     "leave it as it was, or start another run"
                 )
         spaces_now = [repr(self.model.observation_space), repr(self.model.action_space)]
