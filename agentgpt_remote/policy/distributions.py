@@ -11,6 +11,9 @@ from torch import Tensor
 from agentgpt_remote.policy.features import ActionFeatures
 
 _HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
+# A logit that leaves probability 0 in every float type, and finite products with it.
+_ILLEGAL = -1e9
+_MIN_LOG = -1e3
 
 
 class ActionHead:
@@ -22,13 +25,15 @@ class ActionHead:
     Attributes:
         num_params: length of the parameter vector.
         num_columns: length of the compact action vector.
+        num_categories: categories of all categorical columns.
     """
 
     def __init__(self, features: ActionFeatures) -> None:
         self.numeric = features.numeric_width
         self.binary = features.binary_width
         self.sizes = features.category_sizes
-        self.num_params = self.numeric + self.binary + sum(self.sizes)
+        self.num_categories = sum(self.sizes)
+        self.num_params = self.numeric + self.binary + self.num_categories
         self.num_columns = features.width
 
 
@@ -42,16 +47,22 @@ class JointDistribution:
         head: layout of parameters and columns.
         params: float tensor of shape (..., head.num_params).
         log_std: float tensor of shape (head.numeric,).
+        action_mask: bool tensor of shape (..., head.num_categories): categories that are allowed, by column; None
+            allows all. The others have probability 0.
     """
 
-    def __init__(self, head: ActionHead, params: Tensor, log_std: Tensor) -> None:
+    def __init__(self, head: ActionHead, params: Tensor, log_std: Tensor, action_mask: Tensor | None = None) -> None:
         self._head = head
         self._mean = params[..., : head.numeric]
         self._log_std = log_std
         self._logits = params[..., head.numeric : head.numeric + head.binary]
         self._log_probs: list[Tensor] = []
+        self._masked = action_mask is not None
         if head.sizes:
-            parts = torch.split(params[..., head.numeric + head.binary :], list(head.sizes), dim=-1)
+            logits = params[..., head.numeric + head.binary :]
+            if action_mask is not None:
+                logits = logits.masked_fill(~action_mask, _ILLEGAL)
+            parts = torch.split(logits, list(head.sizes), dim=-1)
             self._log_probs = [F.log_softmax(part, dim=-1) for part in parts]
 
     def _columns(self, numeric: Tensor, binary: Tensor, categories: list[Tensor]) -> Tensor:
@@ -71,11 +82,13 @@ class JointDistribution:
             uniform = torch.empty_like(binary).uniform_(generator=generator)
             binary = (uniform < binary.sigmoid()).to(numeric.dtype)
         # Gumbel-max with exponential variates: argmax(log p - log E).
-        categories = [
-            (lp - torch.empty_like(lp).exponential_(generator=generator).log()).argmax(-1, keepdim=True)
-            for lp in self._log_probs
-        ]
+        categories = [(lp - self._log_exponential(lp, generator)).argmax(-1, keepdim=True) for lp in self._log_probs]
         return self._columns(numeric, binary, categories)
+
+    def _log_exponential(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        drawn = torch.empty_like(like).exponential_(generator=generator).log_()
+        # A variate of 0 would make its category infinitely good, which one that is not allowed must not be.
+        return drawn.clamp_(min=_MIN_LOG) if self._masked else drawn
 
     def mode(self) -> Tensor:
         """Return the most probable compact actions, of shape (..., num_columns)."""

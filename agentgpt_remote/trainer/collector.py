@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from agentgpt_remote.errors import AgentGPTError, ConnectionLost, RemoteEnvError, RemoteTimeout, TrainingFailed
 from agentgpt_remote.policy.model import PolicyModel
-from agentgpt_remote.trainer.lanes import Lane, LaneStep, wait_for
+from agentgpt_remote.trainer.lanes import Lane, LaneStep, Observed, wait_for
 from agentgpt_remote.trainer.normalization import RewardScaler
 from agentgpt_remote.trainer.streams import StreamStore
 
@@ -29,7 +29,7 @@ class _LaneState:
 
     lane: Lane
     streams: slice
-    obs: NDArray[np.float32]
+    obs: Observed
     is_first: NDArray[np.bool_]
     is_final: NDArray[np.bool_]
     prev_action: NDArray[np.float32]
@@ -132,7 +132,7 @@ class Collector:
                 episode_return=np.zeros(n),
                 episode_length=np.zeros(n, np.int64),
             )
-            self.store.open(streams, obs, state.is_first)
+            self._open(state)
             self._states.append(state)
 
     def collect(self, tokens: int, should_stop: Callable[[], bool]) -> None:
@@ -205,10 +205,12 @@ class Collector:
 
     @torch.inference_mode()
     def _act(self, state: _LaneState) -> None:
-        arrays = (state.obs, state.prev_action, state.is_first)
+        vector, *parts = state.obs
+        arrays = (vector, state.prev_action, state.is_first)
         obs, prev_action, is_first = (torch.from_numpy(array).to(self._device) for array in arrays)
-        params = self.model.act_step(obs, prev_action, is_first, self.cache, state.streams)
-        distribution = self.model.distribution(params)
+        pixels, mask = (None if part is None else torch.from_numpy(part).to(self._device) for part in parts)
+        params = self.model.act_step(obs, prev_action, is_first, self.cache, state.streams, pixels)
+        distribution = self.model.distribution(params, mask)
         sample = distribution.sample(self.generator)
         actions = sample.cpu().numpy()
         self.store.act(state.streams, actions, distribution.log_prob(sample).cpu().numpy(), self.version)
@@ -235,5 +237,9 @@ class Collector:
         state.episode_return[final] = 0.0
         state.episode_length[final] = 0
         state.obs, state.is_first, state.is_final = step.obs, ~valid, final
-        self.store.open(state.streams, state.obs, state.is_first)
+        self._open(state)
         state.sent_at = None
+
+    def _open(self, state: _LaneState) -> None:
+        vector, pixels, mask = state.obs
+        self.store.open(state.streams, vector, state.is_first, pixels=pixels, action_mask=mask)

@@ -10,24 +10,40 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from agentgpt_remote.errors import ConfigError, TrainingFailed
-from agentgpt_remote.policy.features import Float32, ObservationFeatures
+from agentgpt_remote.errors import ConfigError, InvalidObservation, TrainingFailed
+from agentgpt_remote.policy.features import ActionFeatures, Float32, ObservationFeatures
+from agentgpt_remote.policy.images import UInt8
+from agentgpt_remote.policy.masks import MASK_KEY, ActionMasks
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_ready
 
 logger = logging.getLogger("agentgpt_remote.trainer")
+
+
+class Observed(NamedTuple):
+    """What n agents see, and what they may do.
+
+    Attributes:
+        vector: compact observations, float32 (n, width).
+        pixels: bytes of their images, uint8 (n, P); None where the space has none.
+        action_mask: bool (n, categories); None where nothing is masked.
+    """
+
+    vector: Float32
+    pixels: UInt8 | None
+    action_mask: NDArray[np.bool_] | None
 
 
 class LaneStep(NamedTuple):
     """What one step of a lane returned, for its n agents.
 
     Attributes:
-        obs: compact observations, float32 (n, width).
+        obs: what the agents see.
         reward: float64 (n,).
         terminated: bool (n,).
         truncated: bool (n,).
     """
 
-    obs: Float32
+    obs: Observed
     reward: NDArray[np.float64]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
@@ -56,11 +72,16 @@ class Lane:
         self.num_agents = envs.num_envs
         self.remote = envs if isinstance(envs, RemoteVectorEnv) else None
         self._actions: Any = None
+        self._masks: ActionMasks | None = None
 
-    def reset(self, seed: int | None) -> Float32:
-        """Reset all environments and return compact observations (n, width)."""
-        observations, _ = self.envs.reset(seed=seed)
-        return self._encode(observations)
+    def reset(self, seed: int | None) -> Observed:
+        """Reset all environments and return what their agents see.
+
+        Raises:
+            TrainingFailed: an observation is not finite, or an action mask is wrong.
+        """
+        observations, infos = self.envs.reset(seed=seed)
+        return self._encode(observations, infos, np.zeros(self.num_agents, np.bool_))
 
     def send(self, actions: Any) -> None:
         """Start a step with a batch of actions."""
@@ -76,16 +97,17 @@ class Lane:
             ConnectionLost: the host is gone.
             RemoteTimeout: it did not answer in time.
             RemoteEnvError: the environment raised there.
-            TrainingFailed: an observation or a reward is not finite.
+            TrainingFailed: an observation or a reward is not finite, or an action mask is wrong.
         """
         if self.remote is not None:
             result = self.remote.step_wait(timeout_s=self.timeout_s)
         else:
             result = self.envs.step(self._actions)
-        observations, reward, terminated, truncated, _ = result
+        observations, reward, terminated, truncated, infos = result
         reward = np.asarray(reward, np.float64)
         self._check("reward", reward)
-        return LaneStep(self._encode(observations), reward, np.asarray(terminated), np.asarray(truncated))
+        terminated, truncated = np.asarray(terminated), np.asarray(truncated)
+        return LaneStep(self._encode(observations, infos, terminated | truncated), reward, terminated, truncated)
 
     def give_up_when(self, why: Callable[[], str | None]) -> None:
         """Have ``why`` asked for a reason not to wait any longer for a host whose connection is down."""
@@ -96,10 +118,20 @@ class Lane:
         """Close the environments."""
         self.envs.close()
 
-    def _encode(self, observations: Any) -> Float32:
+    def _encode(self, observations: Any, infos: dict[str, Any], final: NDArray[np.bool_]) -> Observed:
         obs = self.features.encode(observations)
         self._check("observation", obs)
-        return obs
+        mask = self._read_masks(infos, final) if MASK_KEY in infos else None
+        return Observed(obs, self.features.pixels(observations), mask)
+
+    def _read_masks(self, infos: dict[str, Any], final: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if self._masks is None:
+            self._masks = ActionMasks(ActionFeatures(self.envs.single_action_space))
+        present = infos.get(f"_{MASK_KEY}")
+        try:
+            return self._masks.read(infos[MASK_KEY], range(self.num_agents), present=present, final=final)
+        except InvalidObservation as error:
+            raise TrainingFailed(f"{self.name}: {error}; fix the environment's info[{MASK_KEY!r}]") from error
 
     def _check(self, what: str, values: NDArray[Any]) -> None:
         if np.isfinite(values).all():

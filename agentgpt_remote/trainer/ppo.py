@@ -119,7 +119,7 @@ class PPO:
         weight = batch.weight[index]
         weight = weight / weight.sum().clamp(min=1.0)
 
-        distribution = self.actor.distribution(chunks.outputs(self.actor, index))
+        distribution = self.actor.distribution(chunks.outputs(self.actor, index), batch.allowed(index))
         log_ratio = distribution.log_prob(batch.action[index]) - batch.log_prob[index]
         ratio = log_ratio.exp()
         advantage = batch.advantage[index]

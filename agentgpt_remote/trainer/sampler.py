@@ -78,8 +78,7 @@ class Chunks:
         """Return a model's outputs for the new tokens of some chunks, (n, steps, num_outputs)."""
         skip = self.context_blocks - model.config.num_layers
         first = skip * model.config.max_input_states
-        inputs = TokenInputs(self.inputs.numeric[index, first:], self.inputs.categories[index, first:])
-        return model.outputs(inputs, self.mask[index, skip:], trim=True)[:, : self.steps]
+        return model.outputs(self.inputs.tokens(index, first), self.mask[index, skip:], trim=True)[:, : self.steps]
 
     @property
     def steps(self) -> int:
@@ -110,8 +109,9 @@ def read_tokens(
     is_first = store.is_first[rows, index]
     arrays = (store.obs[rows, index], store.prev_action(rows, tokens), is_first)
     obs, prev_action, first_flag = (torch.from_numpy(array).to(device) for array in arrays)
+    pixels = torch.from_numpy(store.pixels[rows, index]).to(device) if store.pixel_width else None
     with torch.no_grad():
-        inputs = encoder.prepare(obs, prev_action, first_flag)
+        inputs = encoder.prepare(obs, prev_action, first_flag, pixels)
     # The token after an absent one starts anew as well: what was before it is not there.
     starts = is_first | absent
     starts[:, 1:] |= absent[:, :-1]

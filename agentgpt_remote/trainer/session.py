@@ -80,6 +80,7 @@ class TrainingSession:
 
     Raises:
         UnsupportedSpace: a space that can't be learned from.
+        ConfigError: the streams would take too much memory.
     """
 
     def __init__(
@@ -103,7 +104,8 @@ class TrainingSession:
         blocks = max(config.num_layers, critic.config.num_layers) + 1
         capacity = 4 * self._rollout_tokens // smallest + 2 * blocks * config.max_input_states + 64
         actions = ActionFeatures(action_space)
-        self.store = StreamStore(num_agents, capacity, self.model.observations.width, actions.width)
+        seen = self.model.observations
+        self.store = StreamStore(num_agents, capacity, seen.width, actions.width, seen.pixel_width)
         self.rewards = RewardScaler(num_agents, hp.gamma_init)
         self.observations = RunningMoments(self.model.observations.numeric_width)
         self.generator = torch.Generator(self.device).manual_seed(hp.seed)

@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agentgpt_remote.errors import ConfigError
+
+MAX_STORE_BYTES = 8 * 2**30
+_SCALAR_BYTES = 32  # of a token, beside observation, action and mask
+
 
 class StreamStore:
     """Tokens of many agents, each in a ring of its own.
@@ -20,14 +25,39 @@ class StreamStore:
         capacity: tokens kept per agent.
         obs_width: columns of a compact observation.
         action_width: columns of a compact action.
+        pixel_width: bytes of an observation's images, which are kept as uint8.
+        sized_by: the hyperparameter that sets the capacity; named in the error.
 
     Attributes:
         position: int64 array (num_streams,): tokens completed so far; the open token sits there.
         trained: int64 array (num_streams,): tokens before this one have been trained on.
+        pixels: uint8 array (num_streams, capacity, pixel_width): images of the observations.
+        action_mask: bool array (num_streams, capacity, categories): what was allowed; None until there is a mask.
+
+    Raises:
+        ConfigError: it would take more than 8 GiB.
     """
 
-    def __init__(self, num_streams: int, capacity: int, obs_width: int, action_width: int) -> None:
+    def __init__(
+        self,
+        num_streams: int,
+        capacity: int,
+        obs_width: int,
+        action_width: int,
+        pixel_width: int = 0,
+        sized_by: str = "rollout_steps",
+    ) -> None:
         shape = (num_streams, capacity)
+        token_bytes = 4 * (obs_width + action_width) + pixel_width + _SCALAR_BYTES
+        if num_streams * capacity * token_bytes > MAX_STORE_BYTES:
+            raise ConfigError(
+                f"{sized_by}: keeping {capacity} steps of each of {num_streams} agents, at {token_bytes} bytes a step "
+                f"({pixel_width} of images), takes {num_streams * capacity * token_bytes / 2**30:.1f} GiB: expected at "
+                f"most {MAX_STORE_BYTES / 2**30:g}; lower {sized_by} or num_envs, or make the observations smaller"
+            )
+        self.pixel_width = pixel_width
+        self.pixels = np.zeros((*shape, pixel_width), np.uint8)
+        self.action_mask: NDArray[np.bool_] | None = None
         self.num_streams, self.capacity = shape
         self.obs = np.zeros((*shape, obs_width), np.float32)
         self.action = np.zeros((*shape, action_width), np.float32)
@@ -41,17 +71,33 @@ class StreamStore:
         self.position = np.zeros(num_streams, np.int64)
         self.trained = np.zeros(num_streams, np.int64)
 
-    def open(self, streams: slice, obs: NDArray[Any], is_first: NDArray[np.bool_]) -> None:
+    def open(
+        self,
+        streams: slice,
+        obs: NDArray[Any],
+        is_first: NDArray[np.bool_],
+        *,
+        pixels: NDArray[np.uint8] | None = None,
+        action_mask: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Begin a token for each of the streams.
 
         Args:
             streams: which streams, n of them.
             obs: compact observations, (n, obs_width).
             is_first: bool array (n,): an episode begins here.
+            pixels: bytes of the observations' images, (n, pixel_width), where there are any.
+            action_mask: what is allowed here, (n, categories); None allows everything.
         """
         rows, index = self._at(streams)
         self.obs[rows, index] = obs
         self.is_first[rows, index] = is_first
+        if pixels is not None:
+            self.pixels[rows, index] = pixels
+        if action_mask is not None and self.action_mask is None:
+            self.action_mask = np.ones((self.num_streams, self.capacity, action_mask.shape[1]), np.bool_)
+        if self.action_mask is not None:
+            self.action_mask[rows, index] = True if action_mask is None else action_mask
 
     def act(self, streams: slice, action: NDArray[Any], log_prob: NDArray[Any], version: int) -> None:
         """Store the decision taken at the open tokens: compact action (n, action_width), log-probability (n,)."""
