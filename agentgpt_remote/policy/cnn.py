@@ -50,7 +50,7 @@ class ImageCNN(nn.Module):
         if torch.is_grad_enabled() or len(images) <= _MAX_IMAGES:
             x = self._embed(images)
         else:
-            x = torch.cat([self._embed(part) for part in images.split(_MAX_IMAGES)])
+            x = torch.cat([self._embed(part) for part in torch.split(images, _MAX_IMAGES)])
         return x.view(*pixels.shape[:-1], -1)
 
     def _embed(self, images: Tensor) -> Tensor:

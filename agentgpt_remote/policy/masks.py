@@ -113,7 +113,8 @@ class ActionMasks:
         where = MASK_KEY + "".join(f"[{key!r}]" for key in path) + f" of agent {agent!r}"
         if type(space) is spaces.Dict:
             if not isinstance(mask, dict) or not mask.keys() <= space.spaces.keys():
-                raise InvalidObservation(f"{where} is {_what(mask)}: expected a dict of {sorted(space.spaces)}")
+                got = f"has the keys {sorted(mask)}" if isinstance(mask, dict) else f"is {_what(mask)}"
+                raise InvalidObservation(f"{where} {got}: expected a dict with keys of {sorted(space.spaces)}")
             for key, part in mask.items():
                 self._place(space.spaces[key], (*path, key), part, row, agent)
         elif type(space) is spaces.Tuple:
@@ -144,6 +145,8 @@ def _row(masks: Any, index: int, space: Any) -> Any:
 
 def _flat(leaf: Leaf, mask: Any, where: str) -> NDArray[Any]:
     """Return the mask of a leaf as one array, all its columns one after another."""
+    if isinstance(mask, dict):
+        raise InvalidObservation(f"{where} is a dict: expected shape ({sum(leaf.sizes)},)")
     parts = _columns(mask)
     if len(parts) == len(leaf.sizes) and all(
         part.shape == (size,) for part, size in zip(parts, leaf.sizes, strict=True)

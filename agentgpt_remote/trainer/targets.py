@@ -122,7 +122,7 @@ class Targets:
         if store.action_mask is not None:
             masks = window.gather(store, store.action_mask)[rows, chunks.column]
             allowed = torch.from_numpy(masks).to(device)
-        return Batch(*(torch.from_numpy(part).to(device) for part in parts), allowed)
+        return Batch(*(torch.from_numpy(part).to(device) for part in parts))._replace(action_mask=allowed)
 
     def metrics(self) -> dict[str, float]:
         """Return how well values explain returns, and the policy's lag in updates."""
