@@ -22,6 +22,7 @@ class GPT2Block(Block):
     would change under a key that stays in the cache while the window slides. What is learned here is a bias of
     the attention per head and age in tokens, from 0 to ``window - 1`` (the relative form; Raffel et al. 2020).
     It depends on nothing but the distance, so cached keys and recomputed ones agree wherever a sequence begins.
+    It begins with a slope of its own for each head that favours recent tokens (Press et al. 2022).
     """
 
     bias = True
@@ -31,8 +32,8 @@ class GPT2Block(Block):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         window = self.window
-        self.position = nn.Parameter(torch.zeros(config.num_heads, window))
-        nn.init.normal_(self.position, std=0.02)
+        slope = (4.0 / max(window, 4)) ** (torch.arange(self.num_heads) / max(self.num_heads - 1, 1))
+        self.position = nn.Parameter(-slope[:, None] * torch.arange(window))
         age = torch.arange(window)[:, None] + window - torch.arange(2 * window)
         self.register_buffer("_age", age.clamp_(0, window - 1), persistent=False)
 

@@ -26,7 +26,7 @@ from agentgpt_remote.trainer.targets import RewardScaling, make_targets
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 from examples.envs import catch, dials, doors
 
-IMAGE_STEPS, HYBRID_STEPS = 40_000, 80_000
+IMAGE_STEPS, HYBRID_STEPS = 50_000, 60_000
 SMALL: dict[str, Any] = {"rollout_steps": 256, "d_model": 32, "num_heads": 2, "max_input_states": 4, "chunk_steps": 16}
 
 
