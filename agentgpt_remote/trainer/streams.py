@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from agentgpt_remote.errors import ConfigError
 
+logger = logging.getLogger("agentgpt_remote.trainer")
 MAX_STORE_BYTES = 8 * 2**30
 _SCALAR_BYTES = 32  # of a token, beside observation, action and mask
 
@@ -55,6 +57,9 @@ class StreamStore:
                 f"({pixel_width} of images), takes {num_streams * capacity * token_bytes / 2**30:.1f} GiB: expected at "
                 f"most {MAX_STORE_BYTES / 2**30:g}; lower {sized_by} or num_envs, or make the observations smaller"
             )
+        if pixel_width:
+            image_gib = num_streams * capacity * pixel_width / 2**30
+            logger.info("store streams=%d steps_each=%d images_gib=%.2f", num_streams, capacity, image_gib)
         self.pixel_width = pixel_width
         self.pixels = np.zeros((*shape, pixel_width), np.uint8)
         self.action_mask: NDArray[np.bool_] | None = None

@@ -126,6 +126,23 @@ def test_store_that_would_not_fit_names_the_field() -> None:
         session_of(lane_of(catch), rollout_steps=10**7)
 
 
+def test_store_says_what_images_take(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="agentgpt_remote.trainer"):
+        StreamStore(16, 416, 0, 1, 4 * 84 * 84)
+    assert "store streams=16 steps_each=416 images_gib=0.17" in caplog.text
+
+
+def test_checkpoint_knows_its_gpt_type() -> None:
+    session = session_of(lane_of(catch))
+    state = {**session.state_dict(), "env_steps": 0}
+    with pytest.raises(ConfigError, match="gpt_type='gpt2': the run to resume has gpt_type='llama'"):
+        session_of(lane_of(catch), gpt_type="gpt2").load_state_dict(state)
+    del state["model"]["gpt_type"]  # as before there was a choice
+    session_of(lane_of(catch)).load_state_dict(state)
+    with pytest.raises(ConfigError, match="gpt_type='gpt2'"):
+        session_of(lane_of(catch), gpt_type="gpt2").load_state_dict(state)
+
+
 def test_step_without_a_mask_allows_everything() -> None:
     store = StreamStore(2, 2, 1, 1)
     both, flags = slice(0, 2), np.zeros(2, bool)
