@@ -63,9 +63,11 @@ class Block(nn.Module):
     def _rotated(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries and keys (rotated) and values, each (..., heads, head_size), from x (..., width)."""
         heads = self.qkv(rms_norm(x)).unflatten(-1, (3, self.num_heads, self.head_size))
-        qk = heads[..., :2, :, :]
+        # Split rather than index: each index's gradient would be a tensor of zeros that the part is copied into.
+        qk, value = heads.split((2, 1), -3)
         qk = torch.addcmul(qk * rope[0], qk.roll(self.head_size // 2, -1), rope[1])
-        return qk[..., 0, :, :], qk[..., 1, :, :], heads[..., 2, :, :]
+        query, key = qk.unbind(-3)
+        return query, key, value.squeeze(-3)
 
     def _biased(self, mask: Tensor) -> Tensor:
         """Return the additive mask of attention in blocks, (..., 1, W, 2W), with what positions add to it."""

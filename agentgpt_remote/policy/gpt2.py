@@ -40,7 +40,8 @@ class GPT2Block(Block):
     def _rotated(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each (..., heads, head_size), from x (..., width); nothing is rotated."""
         heads = self.qkv(layer_norm(x)).unflatten(-1, (3, self.num_heads, self.head_size))
-        return heads[..., 0, :, :], heads[..., 1, :, :], heads[..., 2, :, :]
+        query, key, value = heads.unbind(-3)
+        return query, key, value
 
     def _biased(self, mask: Tensor) -> Tensor:
         return mask + self.position[:, self._age]  # (B * blocks, 1, W, 2W) + (nh, W, 2W)
