@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agentgpt_remote.policy.gpt_policy import GPTPolicy
     from agentgpt_remote.registration import remote_spec
     from agentgpt_remote.server.serve import serve
+    from agentgpt_remote.trainer.exploration import Exploration
     from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
     from agentgpt_remote.trainer.run import TrainingRun
     from agentgpt_remote.wrappers.launcher import EnvLauncher
@@ -28,6 +29,7 @@ _MODULES = {
     "AgentGPT": "agentgpt_remote.agentgpt",
     "EnvHost": "agentgpt_remote.trainer.hyperparameters",
     "EnvLauncher": "agentgpt_remote.wrappers.launcher",
+    "Exploration": "agentgpt_remote.trainer.exploration",
     "GPTPolicy": "agentgpt_remote.policy.gpt_policy",
     "Hyperparameters": "agentgpt_remote.trainer.hyperparameters",
     "RemoteEnv": "agentgpt_remote.wrappers.remote_env",
@@ -41,6 +43,7 @@ __all__ = [
     "AgentGPT",
     "EnvHost",
     "EnvLauncher",
+    "Exploration",
     "GPTPolicy",
     "Hyperparameters",
     "RemoteEnv",

@@ -159,6 +159,7 @@ _EXTRA_OF_MODULE = {
     "tensorboard": "train",
     "matplotlib": "train",
     "stable_baselines3": "sb3",
+    "wandb": "wandb",
 }
 
 

@@ -15,6 +15,7 @@ from agentgpt_remote.errors import ProtocolError, ProtocolMismatch
 
 PROTOCOL_VERSION: Final = 1
 MAGIC: Final = b"AGPT"
+MAX_ENVS: Final = 2**20  # of one session, whatever the host offers
 
 Buffer = bytes | bytearray | memoryview
 

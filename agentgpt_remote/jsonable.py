@@ -73,15 +73,19 @@ def info_to_json(info: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     if not isinstance(info, dict):  # what a sloppy environment returns
         raise NotSendable(f"the info is {shorten(info)}: expected a dict")
-    held, dropped = {}, []
+    held: dict[str, Any] = {}
+    dropped, ambiguous = [], []
     for key, value in info.items():
+        if str(key) in held:  # 1 beside "1"
+            ambiguous.append(repr(key))
+            continue
         try:
             held[str(key)] = to_json(value)
         except (NotSendable, RecursionError):
             dropped.append(str(key))
     for key in dropped:
         held.pop(f"_{key}", None)
-    return held, dropped
+    return held, dropped + ambiguous
 
 
 def _array_to_json(array: NDArray[Any]) -> Any:

@@ -158,6 +158,8 @@ class ChildProcess:
 
     def log_tail(self) -> str:
         """Return the last lines that the child printed."""
+        if self.poll() is not None:
+            self._reader.join(_LAST_OUTPUT_S)  # its very last words may still be on their way
         with self._log_lock:
             if self._log.closed:
                 return ""

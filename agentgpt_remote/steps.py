@@ -60,12 +60,25 @@ class StepCodec(Protocol):
         """Return observation and info."""
 
 
+class WarnOnce:
+    """Warns of each part of infos that could not be sent, the first time that it is told."""
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+
+    def __call__(self, told: dict[str, str]) -> None:
+        """Take what is told of an info."""
+        for place, text in told.items():
+            if place not in self._warned:
+                self._warned.add(place)
+                warnings.warn(text, stacklevel=2)
+
+
 class _Infos:
     """Infos behind the raw buffers; tells of the parts that the host could not send, or warns once for each."""
 
     def __init__(self, on_dropped: DroppedCallback | None) -> None:
-        self._on_dropped = on_dropped or self._warn
-        self._warned: set[str] = set()
+        self._on_dropped = on_dropped or WarnOnce()
         self._passed_on: dict[str, str] = {}
 
     def tell(self, callback: DroppedCallback) -> None:
@@ -118,12 +131,6 @@ class _Infos:
             raise ProtocolError(f"a reply does not hold {count} values")
         self._on_dropped(_checked(told))
         return (*rest, unpack_value(data))
-
-    def _warn(self, told: dict[str, str]) -> None:
-        for place, text in told.items():
-            if place not in self._warned:
-                self._warned.add(place)
-                warnings.warn(text, stacklevel=2)
 
 
 def _checked(told: Any) -> dict[str, str]:

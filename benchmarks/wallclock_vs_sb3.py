@@ -12,20 +12,18 @@ import statistics
 import tempfile
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.loop import train
-from benchmarks.common import RETURN_WINDOW, Crossing, parse_overrides, parser, print_table, write_report
+from benchmarks.baselines import run_baseline
+from benchmarks.common import Crossing, parse_overrides, parser, print_table, write_report
+from benchmarks.tasks import TASKS
 
-BAR, MAX_STEPS = 475.0, 100_000
+BAR = 475.0
 
 
 def run_ours(seed: int, overrides: dict[str, Any]) -> Crossing:
@@ -38,48 +36,12 @@ def run_ours(seed: int, overrides: dict[str, Any]) -> Crossing:
     return crossing
 
 
-class _StopAtBar(BaseCallback):
-    def __init__(self, crossing: Crossing) -> None:
-        super().__init__()
-        self.crossing = crossing
-        self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)
-        self.episodes = 0
-
-    def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
-            if "episode" in info:
-                self.returns.append(info["episode"]["r"])
-                self.episodes += 1
-        if self.returns:
-            self.crossing.offer(self.num_timesteps, sum(self.returns) / len(self.returns), self.episodes)
-        return self.crossing.env_steps is None
-
-
-def linear(first: float) -> Any:
-    return lambda remaining: first * remaining
-
-
 def run_sb3(seed: int) -> Crossing:
     """Train rl-zoo's PPO in process until the bar is crossed."""
-    crossing = Crossing(BAR)
-    envs = make_vec_env("CartPole-v1", n_envs=8, seed=seed)
-    model = PPO(
-        "MlpPolicy",
-        envs,
-        n_steps=32,
-        batch_size=256,
-        n_epochs=20,
-        gae_lambda=0.8,
-        gamma=0.98,
-        ent_coef=0.0,
-        learning_rate=linear(0.001),
-        clip_range=linear(0.2),
-        seed=seed,
-        device="cpu",
-    )
-    model.learn(MAX_STEPS, callback=_StopAtBar(crossing))
-    envs.close()
-    return crossing
+    task = TASKS["cartpole"]
+    if task.baseline is None:
+        raise RuntimeError("the cartpole task names no baseline")
+    return run_baseline(task.baseline, task.source, BAR, seed)[0]
 
 
 def main() -> int:

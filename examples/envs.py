@@ -38,6 +38,23 @@ def masked_cartpole(render_mode: str | None = None) -> gym.Env[NDArray[np.float3
     return MaskedVelocity(gym.make("CartPole-v1", render_mode=render_mode))
 
 
+class MaskedSpin(gym.ObservationWrapper[NDArray[np.float32], Any, NDArray[np.float32]]):
+    """Pendulum's observation without the angular velocity: the cosine and the sine of the angle."""
+
+    def __init__(self, env: gym.Env[NDArray[np.float32], Any]) -> None:
+        super().__init__(env)
+        self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def observation(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the first two columns of Pendulum's observation."""
+        return observation[:2]
+
+
+def masked_pendulum(render_mode: str | None = None) -> gym.Env[NDArray[np.float32], Any]:
+    """Return Pendulum-v1 with the velocity masked; solved at a return of -250."""
+    return MaskedSpin(gym.make("Pendulum-v1", render_mode=render_mode))
+
+
 class TMaze(gym.Env[NDArray[np.float32], np.int64]):
     """A corridor that ends in a junction (Bakker 2001).
 
@@ -104,6 +121,62 @@ class TMaze(gym.Env[NDArray[np.float32], np.int64]):
 def t_maze(length: int = 10, render_mode: str | None = None) -> TMaze:
     """Return a T-Maze; solved at a return of 0.9."""
     return TMaze(length, render_mode)
+
+
+class RepeatPrevious(gym.Env[np.int64, np.int64]):
+    """Say which suit was shown ``k`` cards ago, in the manner of POPGym's RepeatPrevious (Morad et al. 2023).
+
+    A shuffled deck of 52 cards is turned over card by card; only the suit is seen. From the card with index ``k`` on,
+    each action is compared with the suit of the card ``k`` before the one that is shown: the right one pays
+    ``1 / (52 - k)``, a wrong one costs as much. Before that nothing is paid. The episode ends with the deck.
+
+    Observation and action: Discrete(4), a suit. The best return is 1, always naming the same suit returns about -0.5.
+    With ``k=4`` this is POPGym's easy setting.
+
+    Args:
+        k: how many cards to look back.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 - Gymnasium's declaration
+    CARDS, SUITS = 52, 4
+
+    def __init__(self, k: int = 4, render_mode: str | None = None) -> None:
+        if not 1 <= k < self.CARDS:
+            raise ValueError(f"k={k}: expected 1 to {self.CARDS - 1}")
+        self.k, self.render_mode = k, render_mode
+        self.observation_space = spaces.Discrete(self.SUITS)
+        self.action_space = spaces.Discrete(self.SUITS)
+        self._deck = np.arange(self.CARDS) % self.SUITS
+        self._shown = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.int64, dict[str, Any]]:
+        """Shuffle and show the first card."""
+        super().reset(seed=seed)
+        self._deck = self.np_random.permutation(np.arange(self.CARDS) % self.SUITS)
+        self._shown = 0
+        return self._deck[0], {}
+
+    def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
+        """Compare the action, and show the next card."""
+        reward = 0.0
+        if self._shown >= self.k:
+            reward = (1.0 if action == self._deck[self._shown - self.k] else -1.0) / (self.CARDS - self.k)
+        terminated = self._shown == self.CARDS - 1
+        self._shown = min(self._shown + 1, self.CARDS - 1)
+        return self._deck[self._shown], reward, terminated, False, {}
+
+    def render(self) -> str | None:
+        """Return the suits shown so far in mode "ansi"."""
+        if self.render_mode != "ansi":
+            return None
+        return "".join("♣♦♥♠"[suit] for suit in self._deck[: self._shown + 1])
+
+
+def repeat_previous(k: int = 4, render_mode: str | None = None) -> RepeatPrevious:
+    """Return RepeatPrevious; solved at a return of 0.9."""
+    return RepeatPrevious(k, render_mode)
 
 
 class Catch(gym.Env[NDArray[np.uint8], np.int64]):

@@ -1,4 +1,4 @@
-"""The benchmarks of remote environments run, at a small size, and measure what they say."""
+"""The benchmarks run, at a small size, and measure and judge as they say."""
 
 from __future__ import annotations
 
@@ -7,15 +7,30 @@ import math
 import os
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import gymnasium as gym
+import numpy as np
 import pytest
+import torch
 
 from agentgpt_remote import RemoteEnv, RemoteVectorEnv
+from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+from agentgpt_remote.trainer.sampler import Window, cut_chunks
+from benchmarks.baselines import make_env, ppo, recurrent_ppo, run_baseline
 from benchmarks.contenders import Row, message_bytes
+from benchmarks.curves import write_curves
+from benchmarks.learning import Run, run_seed, summary
+from benchmarks.learning import main as learning
 from benchmarks.remote_env import CARTPOLE, IMAGE, MEASURES, Setting, main
+from benchmarks.tasks import TASKS, Goal, Task
 from benchmarks.tcp_baseline import PingPong, answering, delaying, stepper
+from benchmarks.throughput import BareUpdates, OurUpdates, session_with_rollout
+from benchmarks.throughput import main as throughput
 from tests.conftest import ServeFunction
 from tests.wrappers.bad_network import CuttingProxy, port_of
 
@@ -89,3 +104,160 @@ def test_delayed_ping_pong_takes_both_delays() -> None:
             start = time.perf_counter()
             assert client.exchange().shape == (100_000,)
             assert time.perf_counter() - start >= 0.04
+
+
+SMALL: dict[str, Any] = {"num_layers": 2, "d_model": 32, "rollout_steps": 256, "max_input_states": 4, "chunk_steps": 16}
+GOAL = Goal(bar=100.0, within=1000)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Set torch to one thread, as the benchmarks do, for a while."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(seed: int, greedy: float | None, crossed: int | None, seconds: float, side: str = "agentgpt") -> Run:
+    return Run(
+        task="cartpole",
+        side=side,
+        seed=seed,
+        env_steps=1000,
+        crossed_at_steps=crossed,
+        crossed_at_s=None if crossed is None else seconds,
+        wall_s=seconds,
+        greedy=greedy,
+        sampled=greedy,
+        passed=None if greedy is None else greedy >= GOAL.bar,
+    )
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_task_names_an_environment_and_goals(name: str) -> None:
+    task = TASKS[name]
+    if ":" in task.source:
+        env = make_env(task.source)
+        observation, _ = env.reset(seed=0)
+        assert env.observation_space.contains(observation)
+        env.close()
+    else:
+        gym.spec(task.source)  # making it would import simulators, whose bindings warn
+    assert task.goals
+    for goal in task.goals.values():
+        Hyperparameters(env_id=task.source, max_steps=goal.run_steps, **task.hyperparameters)
+        assert goal.within <= goal.run_steps
+
+
+def test_summary_takes_medians_and_the_majority() -> None:
+    task = TASKS["cartpole"]
+    ours = [run(0, 500, 400, 10), run(1, 90, None, 20), run(2, 450, 600, 12)]
+    row = summary(task, GOAL, [*ours, *(run(seed, None, 300, 20, "SB3 PPO") for seed in range(3))])
+    assert (row["greedy"], row["crossed_at_steps"], row["seconds"], row["passed"]) == (450, 600, 12, True)
+    assert (row["baseline_seconds"], row["ratio"], row["fast_enough"]) == (20, 0.6, True)
+    worse = summary(task, GOAL, [run(0, 500, 400, 10), run(1, 90, None, 20), run(2, 95, None, 30)])
+    assert (worse["passed"], worse["crossed_at_steps"], worse["ratio"]) == (False, None, None)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_long_run_must_cross_within_its_goal(tmp_path: Path) -> None:
+    task = Task(name="cartpole", source="CartPole-v1", goals={})
+    short = run_seed(task, Goal(bar=5, within=600), 0, tmp_path / "a", SMALL)
+    assert short.passed, "any policy balances for 5 steps, and the run was no longer than the goal"
+    assert short.curve[-1][0] == short.env_steps
+    late = run_seed(task, Goal(bar=5, within=100, max_steps=600), 0, tmp_path / "b", SMALL)
+    assert late.crossed_at_steps is not None
+    assert late.crossed_at_steps > 100
+    assert late.passed is False
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_learning_main_writes_table_pictures_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["cartpole", "--seeds", "1", "--no-baseline", "--out", str(tmp_path / "out"), "--set", "max_steps=600"]
+    code = learning([*words, *(f"{name}={value}" for name, value in SMALL.items())])
+    report = json.loads((tmp_path / "out" / "learning.json").read_text())
+    (row,) = report["rows"]
+    assert code == (0 if row["passed"] else 1)
+    assert (tmp_path / "out" / "cartpole-ppo.png").read_bytes().startswith(b"\x89PNG")
+    assert report["runs"][0]["curve"]
+    assert "| cartpole | 475" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cartpol"], "unknown task 'cartpol'"),
+        (["hopper", "--algorithm", "offpolicy"], "'hopper' has no goal"),
+        (["cartpole", "--algorithm", "dqn"], "invalid choice"),
+    ],
+)
+def test_learning_main_refuses(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        learning(words)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_baselines_stop_at_the_bar() -> None:
+    quick = ppo(2, 20_000, n_steps=32, batch_size=32, n_epochs=1)
+    crossing, curve = run_baseline(quick, "CartPole-v1", 5.0, seed=0)
+    assert crossing.env_steps is not None
+    assert crossing.env_steps < 5000
+    assert curve[0][1] >= 8
+    policy = {"lstm_hidden_size": 8}
+    lstm = recurrent_ppo(2, 128, n_steps=32, batch_size=32, n_epochs=1, normalize=True, falling=True, policy=policy)
+    crossing, curve = run_baseline(lstm, "examples.envs:masked_cartpole", 475.0, seed=0)
+    assert crossing.env_steps is None
+    assert curve
+
+
+def test_curves_of_an_empty_run_can_be_drawn(tmp_path: Path) -> None:
+    write_curves(tmp_path / "new" / "a.png", "title", GOAL, [("agentgpt", 0, []), ("SB3 PPO", 0, [(1, 2.0)])])
+    assert (tmp_path / "new" / "a.png").stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_bare_model_computes_what_ours_does(env_id: str) -> None:
+    with session_with_rollout({**SMALL, "chunk_steps": 10}, env_id) as session:
+        bare = BareUpdates(session)
+        actor, blocks = session.learner.actor, 2
+        chunks = cut_chunks(session.store, Window.of(session.store), 10, actor, blocks, session.device)
+        count = len(bare._batches[0].action)
+        for model, twin in zip((actor, session.learner.critic), bare.models, strict=True):
+            with torch.no_grad():
+                ours, theirs = chunks.outputs(model, slice(0, count)), bare._outputs(twin, bare._batches[0])
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+        tokens = bare.update()
+        assert tokens >= 256
+        assert all(parameter.grad is not None for twin in bare.models for parameter in twin.parameters())
+        updates = OurUpdates(session)
+        epochs = updates.update() / updates.update()
+        assert epochs == 1.0, "every update trains on the same rollout"
+
+
+def test_throughput_main_prints_a_ratio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["2L/d64", "--seconds", "0.05", "--repeats", "1", "--json", str(tmp_path / "t.json"), "--set"]
+    code = throughput([*words, *(f"{name}={value}" for name, value in SMALL.items())])
+    (row,) = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert row["ratio"] == pytest.approx(row["update"] / row["bare"])
+    assert code == (0 if row["ratio"] >= 0.85 else 1)
+    assert "update / bare" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        throughput(["9L"])
+
+
+def test_repeat_previous_pays_for_memory() -> None:
+    env = make_env("examples.envs:repeat_previous")
+    for remembers in (True, False):
+        observation, _ = env.reset(seed=1)
+        seen, total, steps, terminated = [int(observation)], 0.0, 0, False
+        while not terminated:
+            action = np.int64(seen[-5] if remembers and len(seen) > 4 else 0)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            assert not truncated
+            seen.append(int(observation))
+            total, steps = total + float(reward), steps + 1
+        assert steps == 52
+        assert total == pytest.approx(1.0) if remembers else total < -0.3

@@ -1,4 +1,4 @@
-"""How far training is: a live line on a terminal, otherwise a plain line every few seconds."""
+"""How far training is: a live view on a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agentgpt_remote.cli.live import Recent
     from agentgpt_remote.trainer.reporting import Progress
 
 _PLAIN_INTERVAL_S = 5.0
@@ -39,27 +40,25 @@ def show_progress(run_dir: Path) -> Iterator[Callable[[Progress], None]]:
         yield _plain(first)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
+    from rich.live import Live
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[detail]}"),
-        TimeRemainingColumn(),
-    )
-    with RichProgress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=None, detail="starting the environments")
+    from agentgpt_remote.cli.live import Recent, render
+
+    recent = Recent()
+    with Live("starting the environments", console=Console(stderr=True), refresh_per_second=4) as view:
 
         def live(progress: Progress) -> None:
-            first(bar.console.print)
-            bar.update(task, total=progress.max_steps, completed=progress.env_steps, detail=_detail(progress))
+            first(view.console.print)
+            recent.add(progress)
+            view.update(render(progress, recent), refresh=progress.env_steps >= progress.max_steps)
 
         yield live
 
 
 def _plain(first: Callable[[Callable[[str], Any]], None]) -> Callable[[Progress], None]:
-    last = -_PLAIN_INTERVAL_S
+    from agentgpt_remote.cli.live import Recent
+
+    last, recent = -_PLAIN_INTERVAL_S, Recent()
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -67,18 +66,29 @@ def _plain(first: Callable[[Callable[[str], Any]], None]) -> Callable[[Progress]
     def plain(progress: Progress) -> None:
         nonlocal last
         first(say)
+        recent.add(progress)
         now = time.monotonic()
         if now - last >= _PLAIN_INTERVAL_S or progress.env_steps >= progress.max_steps:
             last = now
-            say(f"{progress.env_steps}/{progress.max_steps} env steps, {_detail(progress)}, {progress.wall_s:.0f} s")
+            say(_line(progress, recent))
 
     return plain
 
 
-def _detail(progress: Progress) -> str:
+def _line(progress: Progress, recent: Recent) -> str:
+    from agentgpt_remote.cli.live import duration
+
     returned = "-" if progress.episode_return is None else f"{progress.episode_return:.1f}"
-    sps = progress.metrics.get("time/sps") or 0.0
-    return f"return {returned}, {progress.episodes} episodes, {sps:.0f} steps/s"
+    greedy = recent.latest.get("rollout/greedy_return")
+    left = recent.seconds_left(progress)
+    parts = (
+        f"{progress.env_steps}/{progress.max_steps} env steps",
+        f"return {returned}" + ("" if greedy is None else f" (greedy {greedy:.1f})"),
+        f"{progress.episodes} episodes",
+        f"{recent.latest.get('time/sps', 0.0):.0f} steps/s",
+        f"{progress.wall_s:.0f} s" + ("" if left is None else f", {duration(left)} left"),
+    )
+    return ", ".join(parts)
 
 
 def _resolved(run_dir: Path) -> str:

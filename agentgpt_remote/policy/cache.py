@@ -71,3 +71,16 @@ class KVCache:
     def reset(self, slots: Slots) -> None:
         """Forget what the slots hold."""
         self.length[slots] = 0
+
+    def save_slots(self, slots: slice) -> dict[str, Tensor]:
+        """Return a copy of what the slots hold, on the CPU."""
+        parts = {"keys": self.keys[:, slots], "values": self.values[:, slots]}
+        parts |= {"clock": self.clock[slots], "length": self.length[slots]}
+        return {name: part.detach().cpu().clone() for name, part in parts.items()}
+
+    def load_slots(self, slots: slice, saved: dict[str, Tensor]) -> None:
+        """Restore what ``save_slots`` returned."""
+        self.keys[:, slots] = saved["keys"].to(self.keys.device)
+        self.values[:, slots] = saved["values"].to(self.values.device)
+        self.clock[slots] = saved["clock"].to(self.clock.device)
+        self.length[slots] = saved["length"].to(self.length.device)

@@ -25,6 +25,8 @@ class GPTConfig:
         gpt_type: "llama" (RMSNorm, rotary positions, SwiGLU) or "gpt2" (LayerNorm, learned positions, GELU).
         image_encoder: "cnn" encodes uint8 images by a CNN, "none" takes them for plain numbers.
         init_log_std: first log standard deviation of continuous actions, in units of half the action range.
+        squashed: continuous actions have a deviation that depends on the state, and go through a hyperbolic tangent
+            into their bounds.
     """
 
     num_layers: int = 2
@@ -34,6 +36,7 @@ class GPTConfig:
     gpt_type: GPTType = "llama"
     image_encoder: ImageEncoder = "cnn"
     init_log_std: float = -0.5
+    squashed: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges.

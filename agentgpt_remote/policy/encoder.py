@@ -27,10 +27,10 @@ class TokenInputs(NamedTuple):
     categories: Tensor
     pixels: Tensor | None = None
 
-    def tokens(self, rows: Tensor | slice, first: int) -> TokenInputs:
-        """Return some rows of inputs of shape (B, T, ...), from their token ``first`` on."""
-        pixels = None if self.pixels is None else self.pixels[rows, first:]
-        return TokenInputs(self.numeric[rows, first:], self.categories[rows, first:], pixels)
+    def tokens(self, rows: Tensor | slice, first: int, stop: int | None = None) -> TokenInputs:
+        """Return some rows of inputs of shape (B, T, ...), from their token ``first`` on, up to ``stop``."""
+        pixels = None if self.pixels is None else self.pixels[rows, first:stop]
+        return TokenInputs(self.numeric[rows, first:stop], self.categories[rows, first:stop], pixels)
 
 
 class TokenEncoder(nn.Module):

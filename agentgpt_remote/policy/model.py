@@ -104,10 +104,11 @@ class PolicyModel(SequenceModel):
         Raises:
             UnsupportedSpace: a space that can't be learned from.
         """
-        action_head = ActionHead(ActionFeatures(action_space))
+        action_head = ActionHead(ActionFeatures(action_space), config.squashed)
         super().__init__(observation_space, action_space, config, action_head.num_params, head_gain=0.01)
         self.action_head = action_head
-        self.log_std = nn.Parameter(torch.full((action_head.numeric,), config.init_log_std))
+        first = 0.0 if config.squashed else config.init_log_std
+        self.log_std = nn.Parameter(torch.full((action_head.numeric,), first))
 
     def make_cache(self, num_slots: int) -> KVCache:
         """Return an empty cache for ``num_slots`` agents."""

@@ -61,8 +61,9 @@ class HostedEnv:
 
     @property
     def may_run_inline(self) -> bool:
-        """Whether its requests may run on the event loop: not what renders and may be bound to its thread."""
-        return self._env.render_mode is None and not self.in_workers
+        """Whether its requests may run on the event loop: not what renders, or says that it is bound to its thread."""
+        is_bound = self._env.render_mode is not None or bool(self._env.metadata.get("thread_bound"))
+        return not is_bound and not self.in_workers
 
     @property
     def in_workers(self) -> bool:

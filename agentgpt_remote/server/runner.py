@@ -124,14 +124,18 @@ class InlineRunner:
         if self._stop is None:
             self._start()
         self._interrupted = False
+        loop = asyncio._get_running_loop()
         start = time.perf_counter()
         result: _T | None = None
+        asyncio._set_running_loop(None)  # a function may run a loop of its own, as it could in a thread
         try:
             self._since = start
             result = function(*args)
             self._since = 0.0
         except _Interrupted:
             self._since = 0.0
+        finally:
+            asyncio._set_running_loop(loop)
         return None if self._interrupted else result, time.perf_counter() - start
 
     def _start(self) -> None:

@@ -20,7 +20,7 @@ from agentgpt_remote.errors import (
     ProtocolError,
     RemoteTimeout,
 )
-from agentgpt_remote.handshake import Limits, Open, Opened, Resume, Resumed, versions
+from agentgpt_remote.handshake import MAX_ENVS, Limits, Open, Opened, Resume, Resumed, versions
 from agentgpt_remote.packing import unpack_value
 from agentgpt_remote.protocol import (
     Arrival,
@@ -173,6 +173,14 @@ class Session:
             _logger.warning("environment did not close session=%s error=%r", self.session_id, error)
 
 
+def _close_all(envs: list[HostedEnv]) -> None:
+    for env in envs:
+        try:
+            env.close()
+        except Exception as error:  # noqa: BLE001 - an environment may raise anything from close
+            _logger.warning("environment did not close error=%r", error)
+
+
 def _error_reply(sequence: int, error: Exception) -> bytes:
     parts, flags, extras = failure(error)
     return join_message(Kind.ERROR, sequence, parts, flags=flags, extras=extras)
@@ -221,11 +229,13 @@ class SessionTable:
         envs = 1 if count is None else count
         self._reserve(envs)
         thread = SessionThread("agentgpt-session", asyncio.get_running_loop())
+        made: list[HostedEnv] = []
         try:
-            job = thread.run(HostedEnv, self._workers.make, request)
-            env = await asyncio.wait_for(job, self.limits.step_timeout_s)
-            session = Session(env, thread, self._inline, self.limits)
+            job = thread.run(lambda: made.append(HostedEnv(self._workers.make, request)))
+            await asyncio.wait_for(job, self.limits.step_timeout_s)
+            session = Session(made[0], thread, self._inline, self.limits)
         except BaseException as error:
+            thread.run(_close_all, made)  # what a constructor makes that was not waited for any longer
             thread.end()
             self._release(envs)
             if isinstance(error, TimeoutError) and not isinstance(error, RemoteTimeout):
@@ -274,6 +284,8 @@ class SessionTable:
                 f"asked for {envs} environments: the host offers num_envs={limits.num_envs}, "
                 f"{self._reserved_envs} of them in use{kept}. Ask for fewer, or start it with more --num-envs"
             )
+        if envs > MAX_ENVS:  # a slip of the client's must not take all memory of a host without a limit
+            raise CapacityReached(f"asked for {envs} environments: one session has at most {MAX_ENVS}. Ask for fewer")
         self._reserved_sessions += 1
         self._reserved_envs += envs
 

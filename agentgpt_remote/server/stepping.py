@@ -28,7 +28,7 @@ class HostVectorEnv(SyncVectorEnv):
         super().__init__(env_fns, copy=False, autoreset_mode=autoreset_mode)
         space = self.single_observation_space
         shape = space.shape if type(space) is Box else ()
-        self._row_lengths = set(shape[:1])
+        self._row_lengths = set(shape[:1]) if math.prod(shape) else set()
         self._row_shape = (-1, *shape[1:])
         self._are_large = type(space) is Box and space.dtype.itemsize * math.prod(shape) >= _LARGE_BYTES
         self._unchecked_steps = _CHECKED_AFTER_STEPS
@@ -79,7 +79,7 @@ class HostVectorEnv(SyncVectorEnv):
 
 
 def _skip_passed_checks(env: gym.Env[Any, Any]) -> None:
-    """Have wrappers that only check, and have nothing left to check, step what they wrap without a call of their own."""
+    """Have wrappers that only check, and have nothing left to check, step what they wrap without their own call."""
     if not isinstance(env, gym.Wrapper):
         return
     _skip_passed_checks(env.env)

@@ -55,7 +55,10 @@ def main() -> int:
         trace = None if isinstance(error, AgentGPTError) else error
         logger.log(logging.ERROR, "%s: %s", type(error).__name__, error, exc_info=trace)
         details = {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
-        write_json(run_dir / ERROR_NAME, details)
+        try:
+            write_json(run_dir / ERROR_NAME, details)
+        except OSError as full:  # what failed may have been the disk
+            logger.error("%s could not be written: %s", run_dir / ERROR_NAME, full)  # noqa: TRY400 - told above
         return 1
     return 0
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,12 @@ import torch
 from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.files import replacing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BEST_NAME = "best.pt"
 _NAME = re.compile(r"step-(\d+)\.pt")
+_DAMAGED = ".damaged"
+_ARCHIVE_ERRORS = (zipfile.BadZipFile, pickle.UnpicklingError)
+logger = logging.getLogger("agentgpt_remote.trainer")
 
 
 class Checkpoints:
@@ -50,7 +57,7 @@ class Checkpoints:
         payload = {"format_version": FORMAT_VERSION, "env_steps": env_steps, **state}
         self._write(payload, path)
         if best:
-            self._link(path, self.folder / BEST_NAME)
+            self._guard(path, lambda: self._link(path, self.folder / BEST_NAME))
         for old in self.paths()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path
@@ -62,11 +69,28 @@ class Checkpoints:
     def load_last(self) -> dict[str, Any] | None:
         """Return the newest checkpoint's state, or None where there is none.
 
+        One that is damaged is set aside, with a warning, for the newest before it that is whole.
+
         Raises:
-            TrainingFailed: it is damaged or of another version.
+            TrainingFailed: all are damaged, or one is of another version.
         """
-        paths = self.paths()
-        return load_checkpoint(paths[-1]) if paths else None
+        failures: list[TrainingFailed] = []
+        for path in reversed(self.paths()):
+            try:
+                state = load_checkpoint(path)
+            except DamagedCheckpoint as error:
+                failures.append(error)
+                continue
+            for failure in failures:
+                logger.warning("%s; going on from %s, which is whole", failure, path.name)
+            self._set_aside([newer for newer in self.paths() if newer.name > path.name])
+            return state
+        if failures:
+            raise TrainingFailed(
+                f"no checkpoint in {self.folder} can be read: {'; '.join(map(str, failures))}. "
+                "Begin anew with --force, or in another run"
+            )
+        return None
 
     def load_best(self) -> dict[str, Any] | None:
         """Return the best checkpoint's state, or None where there is none.
@@ -77,12 +101,24 @@ class Checkpoints:
         path = self.folder / BEST_NAME
         return load_checkpoint(path) if path.exists() else None
 
+    def _set_aside(self, paths: list[Path]) -> None:
+        """Rename damaged files, so that they are never taken for the newest ones."""
+        for path in paths:
+            path.replace(path.with_name(path.name + _DAMAGED))
+
     def _write(self, payload: dict[str, Any], path: Path) -> None:
-        try:
+        def write() -> None:
             with replacing(path) as file:
                 torch.save(payload, file)
             self._sync_folder()
-        except (OSError, RuntimeError) as error:
+
+        self._guard(path, write)
+
+    @staticmethod
+    def _guard(path: Path, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (OSError, RuntimeError) as error:  # torch raises its own where a write falls short
             raise TrainingFailed(
                 f"could not write the checkpoint {path}: {error}; earlier checkpoints are whole, "
                 "free some space and continue with --resume"
@@ -107,19 +143,30 @@ class Checkpoints:
             os.close(handle)
 
 
+class DamagedCheckpoint(TrainingFailed):
+    """A checkpoint file that is not whole."""
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return a checkpoint's state.
 
     Raises:
-        TrainingFailed: it is damaged or of another version.
+        DamagedCheckpoint: the file is not whole.
+        TrainingFailed: it is of another version.
     """
     try:
+        # torch does not compare the checksums that it writes.
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+        if wrong is not None:
+            raise ValueError(f"the checksum of {wrong} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise TrainingFailed(
-            f"the checkpoint {path} can't be read ({error}): delete it to use an earlier one"
-        ) from error
-    version = state.get("format_version")
+        version = state.get("format_version")
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, *_ARCHIVE_ERRORS) as error:
+        raise DamagedCheckpoint(f"the checkpoint {path} is damaged ({error})") from error
     if version != FORMAT_VERSION:
-        raise TrainingFailed(f"the checkpoint {path} has format version {version}: expected {FORMAT_VERSION}")
+        raise TrainingFailed(
+            f"the checkpoint {path} has format version {version}, this package reads {FORMAT_VERSION}: "
+            "continue the run with the version that wrote it, or begin anew with --force"
+        )
     return state

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +16,18 @@ from numpy.typing import NDArray
 
 from agentgpt_remote.errors import AgentGPTError, ConnectionLost, RemoteEnvError, RemoteTimeout, TrainingFailed
 from agentgpt_remote.policy.model import PolicyModel
+from agentgpt_remote.trainer.exploration import Explorer
 from agentgpt_remote.trainer.lanes import Lane, LaneStep, Observed, wait_for
 from agentgpt_remote.trainer.normalization import RewardScaler
+from agentgpt_remote.trainer.recovery import AbsentLane, Outcome, Recovery
 from agentgpt_remote.trainer.streams import StreamStore
+from agentgpt_remote.trainer.watching import HostWatch
 
 logger = logging.getLogger("agentgpt_remote.trainer")
 EPISODE_WINDOW = 20
 _POLL_S = 0.5
+_START_GRACE_S = 5.0
+_MAX_SEED = 2**31
 
 
 @dataclass(kw_only=True, eq=False)
@@ -61,6 +68,19 @@ class EpisodeLog:
         self.fresh.append(episode_return)
         self.count += 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the log as plain lists and numbers."""
+        lists = {name: list(getattr(self, name)) for name in ("returns", "lengths", "fresh")}
+        return {**lists, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.count = int(state["count"])
+        for name in ("returns", "lengths", "fresh"):
+            kept = getattr(self, name)
+            kept.clear()
+            kept.extend(state[name])
+
     def mean_return(self) -> float | None:
         """Return the mean of the last 20 episodes' returns; None before the first."""
         return sum(self.returns) / len(self.returns) if self.returns else None
@@ -74,7 +94,10 @@ class Collector:
         model: the acting policy.
         store: one stream per agent, lane after lane.
         rewards: the reward scaler, which observes every step.
-        generator: of sampled actions.
+        explorer: draws the actions.
+        max_steps: environment steps of the run, over which exploration changes.
+        absent: lanes that join when their hosts appear; their streams come after those of ``lanes``.
+        host_wait_s: seconds to wait for a lane to return when none is left.
 
     Attributes:
         env_steps: environment steps taken.
@@ -82,6 +105,7 @@ class Collector:
         episodes: finished episodes.
         times: seconds spent waiting for environments ("env_s") and acting ("act_s").
         lost: names of lanes that were dropped.
+        watch: counts what each host does.
     """
 
     def __init__(
@@ -90,9 +114,14 @@ class Collector:
         model: PolicyModel,
         store: StreamStore,
         rewards: RewardScaler,
-        generator: torch.Generator,
+        explorer: Explorer,
+        max_steps: int,
+        *,
+        absent: Sequence[AbsentLane] = (),
+        host_wait_s: float = 0.0,
     ) -> None:
-        self.model, self.store, self.rewards, self.generator = model, store, rewards, generator
+        self.model, self.store, self.rewards, self.explorer = model, store, rewards, explorer
+        self._max_steps = max_steps
         self.cache = model.make_cache(store.num_streams)
         self._device = model.log_std.device
         self.env_steps = 0
@@ -100,40 +129,134 @@ class Collector:
         self.episodes = EpisodeLog()
         self.times = {"env_s": 0.0, "act_s": 0.0}
         self.lost: list[str] = []
+        self.watch = HostWatch()
         self._last_error: AgentGPTError | None = None
-        self._round_trips: list[float] = []
-        self._host_steps: list[float] = []
         self._lanes = list(lanes)
         self._states: list[_LaneState] = []
+        self._away: dict[str, _LaneState] = {}  # of those, whose connections are down
+        self._absent, self._host_wait_s = list(absent), host_wait_s
+        self._recovery = Recovery()
+        self._streams = _streams_of([*lanes, *absent])
+        self._seed = self._joins = 0
+        self._alone_since: float | None = None
 
-    def start(self, seed: int) -> None:
-        """Reset every lane; agent i of all gets the seed ``seed + i``.
+    def start(self, seed: int, resumed: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Begin in every lane: where a resumed run left it if that can be, else with new episodes.
+
+        Args:
+            seed: of new episodes; agent i of all gets the seed ``seed + i``.
+            resumed: the lanes of a checkpoint, for streams that were restored from it.
 
         Raises:
             TrainingFailed: no lane could be reset.
         """
-        first = 0
+        self._seed = seed
+        left = {entry["name"]: entry for entry in resumed}
+        fresh = []
         for lane in self._lanes:
-            n = lane.num_agents
-            streams = slice(first, first + n)
-            first += n
-            try:
-                obs = lane.reset(seed + streams.start)
-            except (ConnectionLost, RemoteTimeout, RemoteEnvError) as error:
-                self._report_lost(lane, error)
-                continue
-            state = _LaneState(
-                lane=lane,
-                streams=streams,
-                obs=obs,
-                is_first=np.ones(n, np.bool_),
-                is_final=np.zeros(n, np.bool_),
-                prev_action=np.zeros((n, self.model.actions.width), np.float32),
-                episode_return=np.zeros(n),
-                episode_length=np.zeros(n, np.int64),
-            )
-            self._open(state)
-            self._states.append(state)
+            entry = left.get(lane.name)
+            if entry is None or not self._continue(lane, self._streams[lane.name], entry):
+                fresh.append(lane)
+        self._await_resets([lane for lane in fresh if self._reset_guarded(lane, self._send_reset)])
+        for absent in self._absent:
+            self._recovery.reopen(absent.name, absent.open, self._next_seed(absent.name))
+
+    def _await_resets(self, lanes: list[Lane]) -> None:
+        """Take in lanes as they answer; once there is one, the others may join later."""
+        deadlines = {lane.name: time.monotonic() + lane.timeout_s for lane in lanes}
+        while lanes:
+            ready = wait_for(lanes, _POLL_S)
+            for lane in ready:
+                self._reset_guarded(lane, self._receive_reset)
+            lanes = [lane for lane in lanes if lane not in ready]
+            now = time.monotonic()
+            if self._states:
+                deadlines = {name: min(until, now + _START_GRACE_S) for name, until in deadlines.items()}
+            for lane in [lane for lane in lanes if now >= deadlines[lane.name]]:
+                lanes.remove(lane)
+                self._report_lost(lane, RemoteTimeout(f"{lane.name} has not answered to the first reset"))
+
+    def _send_reset(self, lane: Lane) -> None:
+        lane.send_reset((self._seed + self._streams[lane.name].start) % _MAX_SEED)
+
+    def _receive_reset(self, lane: Lane) -> None:
+        self._begin(lane, self._streams[lane.name], lane.receive_reset())
+
+    def _reset_guarded(self, lane: Lane, action: Callable[[Lane], None]) -> bool:
+        try:
+            action(lane)
+        except (ConnectionLost, RemoteTimeout, RemoteEnvError) as error:
+            self._report_lost(lane, error)
+            return False
+        return True
+
+    def _next_seed(self, name: str) -> int:
+        """Return the seed of the next lane that joins during the run."""
+        self._joins += 1
+        first: int = self._streams[name].start
+        return (self._seed + first + 7919 * self._joins) % _MAX_SEED
+
+    def _begin(self, lane: Lane, streams: slice, obs: Observed) -> None:
+        """Take in a lane whose environments were just reset."""
+        n = lane.num_agents
+        state = _LaneState(
+            lane=lane,
+            streams=streams,
+            obs=obs,
+            is_first=np.ones(n, np.bool_),
+            is_final=np.zeros(n, np.bool_),
+            prev_action=np.zeros((n, self.model.actions.width), np.float32),
+            episode_return=np.zeros(n),
+            episode_length=np.zeros(n, np.int64),
+        )
+        self.store.restart(streams)
+        self.rewards.restart(streams)
+        self._open(state)
+        self._states.append(state)
+        self.lost = [name for name in self.lost if name != lane.name]
+        self.watch.joined(lane.name, n)
+
+    def _continue(self, lane: Lane, streams: slice, entry: Mapping[str, Any]) -> bool:
+        """Bring a lane back to where a checkpoint left it; return whether that worked."""
+        if entry["first"] != streams.start or entry["num_agents"] != lane.num_agents:
+            return False
+        arrays = {name: value.numpy() for name, value in entry["arrays"].items()}
+        obs = Observed(arrays.pop("obs"), arrays.pop("pixels", None), arrays.pop("action_mask", None))
+        if entry["cache"] is None or not lane.load_state_dict(entry["lane"], obs):
+            logger.info("lane=%s begins new episodes: its environments can't be brought back", lane.name)
+            return False
+        self._states.append(_LaneState(lane=lane, streams=streams, obs=obs, **arrays))
+        self.watch.joined(lane.name, lane.num_agents)
+        self.cache.load_slots(streams, entry["cache"])
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what acting goes on from, as tensors, numbers, texts, lists and dicts."""
+        return {
+            "version": self.version,
+            "env_steps": self.env_steps,
+            "episodes": self.episodes.state_dict(),
+            "lanes": [self._lane_state(state) for state in self._states],
+        }
+
+    def _lane_state(self, state: _LaneState) -> dict[str, Any]:
+        kept = state.lane.state_dict()
+        seen = {"obs": state.obs.vector, "pixels": state.obs.pixels, "action_mask": state.obs.action_mask}
+        arrays = {name: value for name, value in (vars(state) | seen).items() if isinstance(value, np.ndarray)}
+        return {
+            "name": state.lane.name,
+            "first": state.streams.start,
+            "num_agents": state.lane.num_agents,
+            "arrays": {name: torch.from_numpy(value.copy()) for name, value in arrays.items()},
+            "lane": kept,
+            # New episodes begin with nothing remembered.
+            "cache": None if kept["episodes"] is None else self.cache.save_slots(state.streams),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the counters that ``state_dict`` returned; ``start`` takes the lanes."""
+        self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
+        self.episodes.load_state_dict(state["episodes"])
 
     def collect(self, tokens: int, should_stop: Callable[[], bool]) -> None:
         """Act until so many untrained tokens are stored, or ``should_stop`` says so.
@@ -147,37 +270,95 @@ class Collector:
                 if state.sent_at is None:
                     self._guarded(state, self._act)
             acted = time.perf_counter()
-            ready = {id(lane) for lane in wait_for([s.lane for s in self._states], _POLL_S)}
+            present = [s.lane for s in self._states if s.lane.name not in self._away]
+            ready = {id(lane) for lane in wait_for(present, _POLL_S)}
             for state in list(self._states):
                 if id(state.lane) in ready:
-                    self._guarded(state, self._receive)
-                elif state.sent_at is not None and acted - state.sent_at > state.lane.timeout_s:
-                    silent = RemoteTimeout(f"{state.lane.name} has not answered for {state.lane.timeout_s:g} s")
-                    self._drop(state, silent)
+                    self._guarded(state, self._take)
+                elif self._is_silent(state, acted):
+                    self._drop(state, RemoteTimeout(f"no answer for {state.lane.timeout_s:g} s"))
+            self._take_outcomes(0.0 if present else _POLL_S)
             self.times["act_s"] += acted - started
             self.times["env_s"] += time.perf_counter() - acted
-            if not self._states and not should_stop():
-                raise TrainingFailed(
-                    f"no environment is left: lost {', '.join(self.lost)}. What was learned is kept: "
-                    f"start the hosts again and continue with --resume. Last error: {self._last_error}"
-                ) from self._last_error
+            if not should_stop():
+                self._check_left()
+
+    def _is_silent(self, state: _LaneState, now: float) -> bool:
+        present = state.lane.name not in self._away
+        return present and state.sent_at is not None and now - state.sent_at > state.lane.timeout_s
+
+    def _take(self, state: _LaneState) -> None:
+        """Receive a step; in the background where the connection is down, so that no other lane waits for it."""
+        if state.lane.connected:
+            self._receive(state)
+        else:
+            self._away[state.lane.name] = state
+            self._recovery.receive(state.lane)
+
+    def _take_outcomes(self, timeout_s: float) -> None:
+        """Take in what became of lanes that were away."""
+        for outcome in self._recovery.take(timeout_s):
+            away = self._away.pop(outcome.name, None)
+            if away is not None:
+                self._guarded(away, functools.partial(self._resumed, outcome=outcome))
+            elif outcome.lane is not None and outcome.obs is not None:
+                start = self._streams[outcome.name].start
+                self._begin(outcome.lane, slice(start, start + outcome.lane.num_agents), outcome.obs)
+                logger.info("lane=%s agents=%d joined", outcome.name, outcome.lane.num_agents)
+            elif isinstance(outcome.error, TrainingFailed):
+                raise outcome.error
+            else:
+                logger.error("lane=%s is left out for good: %s", outcome.name, outcome.error)
+
+    def _resumed(self, state: _LaneState, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.step is not None:
+            self._receive(state, outcome.step)
+
+    def _check_left(self) -> None:
+        """Check that there is something to act on, or that it may return.
+
+        Raises:
+            TrainingFailed: no lane is left, and none has returned in time.
+        """
+        if self._states:
+            self._alone_since = None
+            return
+        now = time.monotonic()
+        if self._alone_since is None:
+            self._alone_since = now
+            if self._recovery.reopening and self._host_wait_s:
+                logger.warning("no environment is left: waiting up to %g s for one to return", self._host_wait_s)
+        if not self._recovery.reopening or now - self._alone_since >= self._host_wait_s:
+            raise TrainingFailed(
+                f"no environment is left: lost {', '.join(dict.fromkeys(self.lost))}. What was learned is kept: "
+                f"start the hosts again and continue with --resume. Last error: {self._last_error}"
+            ) from self._last_error
+
+    def close(self) -> None:
+        """Stop trying to get lanes back, and close those that came back."""
+        self._recovery.close()
+
+    @property
+    def num_agents(self) -> int:
+        """Agents that are acted for."""
+        return sum(state.lane.num_agents for state in self._states)
+
+    @property
+    def num_away(self) -> int:
+        """Lanes whose connections are down, or whose hosts are awaited."""
+        return len(self._away) + len(self._recovery.reopening)
+
+    @property
+    def clipped(self) -> int:
+        """Numbers that were not finite and were replaced, in the lanes that are left."""
+        return sum(state.lane.clipped for state in self._states)
 
     @property
     def num_lanes(self) -> int:
-        """Lanes that are left."""
-        return len(self._states)
-
-    def take_remote_metrics(self) -> dict[str, float | None]:
-        """Return what happened on the way to the hosts since the last call, in ms per step of a lane.
-
-        ``remote/round_trip_ms`` runs from a decision until its result was read, time spent on other lanes
-        included; ``remote/host_step_ms`` is what the environments took of it. None without remote lanes.
-        """
-        metrics: dict[str, float | None] = {}
-        for name, seconds in (("round_trip", self._round_trips), ("host_step", self._host_steps)):
-            metrics[f"remote/{name}_ms"] = 1e3 * sum(seconds) / len(seconds) if seconds else None
-            seconds.clear()
-        return metrics
+        """Lanes that are acted on: those that are left, without those whose connections are down."""
+        return len(self._states) - len(self._away)
 
     def in_flight(self) -> NDArray[np.int64]:
         """Return per stream 1 where the open token has its decision already, else 0."""
@@ -195,13 +376,18 @@ class Collector:
 
     def _drop(self, state: _LaneState, error: AgentGPTError) -> None:
         self._states.remove(state)
+        self._away.pop(state.lane.name, None)
         self.store.cut(state.streams)
         self._report_lost(state.lane, error)
 
     def _report_lost(self, lane: Lane, error: AgentGPTError) -> None:
         self.lost.append(lane.name)
+        self.watch.left(lane.name)
         self._last_error = error
         logger.warning("lane=%s agents=%d dropped: %s", lane.name, lane.num_agents, error)
+        # An environment that raises would do so again.
+        if lane.reopen is not None and not isinstance(error, RemoteEnvError):
+            self._recovery.reopen(lane.name, lane.reopen, self._next_seed(lane.name), lane)
 
     @torch.inference_mode()
     def _act(self, state: _LaneState) -> None:
@@ -211,25 +397,25 @@ class Collector:
         pixels, mask = (None if part is None else torch.from_numpy(part).to(self._device) for part in parts)
         params = self.model.act_step(obs, prev_action, is_first, self.cache, state.streams, pixels)
         distribution = self.model.distribution(params, mask)
-        sample = distribution.sample(self.generator)
+        progress = self.env_steps / self._max_steps
+        sample, log_prob = self.explorer.draw(distribution, state.streams, is_first, self.env_steps, progress)
         actions = sample.cpu().numpy()
-        self.store.act(state.streams, actions, distribution.log_prob(sample).cpu().numpy(), self.version)
-        state.lane.send(self.model.actions.decode(actions))
+        self.store.act(state.streams, actions, log_prob.cpu().numpy(), self.version)
+        decoded = self.model.actions.decode(actions)
         state.prev_action = actions
         state.sent_at = time.perf_counter()
+        state.lane.send(decoded)
 
-    def _receive(self, state: _LaneState) -> None:
-        step: LaneStep = state.lane.receive()
-        if state.lane.remote is not None and state.sent_at is not None:
-            self._round_trips.append(time.perf_counter() - state.sent_at)
-            self._host_steps.append(state.lane.remote.host_step_s)
+    def _receive(self, state: _LaneState, step: LaneStep | None = None) -> None:
+        step = state.lane.receive() if step is None else step
+        answered_at = time.perf_counter()
         # Under NEXT_STEP autoreset the step after an episode's end only resets: nothing was decided there.
         valid = ~state.is_final
         terminated, truncated = step.terminated & valid, step.truncated & valid
         final = terminated | truncated
         self.store.complete(state.streams, step.reward, terminated, truncated, valid)
         self.rewards.observe(state.streams, step.reward, valid, final)
-        self.env_steps += int(valid.sum())
+        self._count(state, int(valid.sum()), answered_at)
         state.episode_return += np.where(valid, step.reward, 0.0)
         state.episode_length += valid
         for agent in np.flatnonzero(final):
@@ -243,3 +429,20 @@ class Collector:
     def _open(self, state: _LaneState) -> None:
         vector, pixels, mask = state.obs
         self.store.open(state.streams, vector, state.is_first, pixels=pixels, action_mask=mask)
+
+    def _count(self, state: _LaneState, steps: int, answered_at: float) -> None:
+        self.env_steps += steps
+        remote = state.lane.remote
+        if remote is None or state.sent_at is None:
+            self.watch.stepped(state.lane.name, steps)
+        else:
+            self.watch.stepped(state.lane.name, steps, answered_at - state.sent_at, remote.host_step_s)
+
+
+def _streams_of(lanes: Sequence[Lane | AbsentLane]) -> dict[str, slice]:
+    """Return which streams are each lane's, by name."""
+    streams, first = {}, 0
+    for lane in lanes:
+        streams[lane.name] = slice(first, first + lane.num_agents)
+        first += lane.num_agents
+    return streams

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from gymnasium.vector import VectorEnv
 
@@ -15,6 +16,7 @@ from agentgpt_remote.errors import CapacityReached, ConfigError, ConnectionLost,
 from agentgpt_remote.policy.features import ObservationFeatures
 from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
 from agentgpt_remote.trainer.lanes import Lane, check_same_spaces
+from agentgpt_remote.trainer.recovery import AbsentLane
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.offers import free_envs, host_health
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
@@ -32,10 +34,12 @@ class OpenedHosts:
     Attributes:
         lanes: at least one.
         description: one line for people and for provenance.
+        absent: lanes of listed hosts that did not answer.
     """
 
     lanes: list[Lane]
     description: str
+    absent: list[AbsentLane] = field(default_factory=list)
 
     @property
     def num_agents(self) -> int:
@@ -63,12 +67,12 @@ def open_hosts(
         ConfigError: nothing is named, or the hosts serve different environments.
         HostUnreachable: none of the hosts answers; where some do, the others are logged.
     """
-    named: list[tuple[str, VectorEnv[Any, Any, Any]]]
+    named: list[_Opened]
     if envs is not None:
         hosts = {str(item): EnvHost(env_endpoint=item) for item in envs if isinstance(item, str)}
         given = [item for item in envs if not isinstance(item, str)]
-        named = [(f"envs[{index}]", item) for index, item in enumerate(given)]
-        named += _open_remote(hosts, hyperparameters, token, stack, should_stop)
+        named = [_Opened(f"envs[{index}]", item) for index, item in enumerate(given)]
+        named += _open_remote(hosts, hyperparameters, token, stack, should_stop, alone=not given)
         description = ", ".join([*hosts, *(type(item).__name__ for item in given)])
     elif hyperparameters.env_hosts:
         named = _open_remote(hyperparameters.env_hosts, hyperparameters, token, stack, should_stop)
@@ -80,11 +84,64 @@ def open_hosts(
         raise ConfigError("no environment is named: set env_id or env_hosts, or pass envs")
     if not named:
         raise ConfigError(f"envs={envs!r}: expected at least one vector environment or URL")
-    names, vector_envs = [name for name, _ in named], [env for _, env in named]
-    check_same_spaces(vector_envs, names)
-    features = ObservationFeatures(vector_envs[0].single_observation_space)
-    timeout_s = hyperparameters.step_timeout_s
-    return OpenedHosts(lanes=[Lane(name, env, features, timeout_s) for name, env in named], description=description)
+    make_lane = _LaneMaker([(item.name, item.envs) for item in named if item.envs], hyperparameters, should_stop)
+    lanes, absent = [], []
+    for item in named:
+        if item.envs is None:
+            absent.append(AbsentLane(name=item.name, num_agents=item.size, open=make_lane.opener(item)))
+        else:
+            lanes.append(make_lane(item, item.envs))
+    return OpenedHosts(lanes=lanes, description=description, absent=absent)
+
+
+class _Opened(NamedTuple):
+    """What becomes a lane: its environments, None for as long as the host does not answer, and how to get them."""
+
+    name: str
+    envs: VectorEnv[Any, Any, Any] | None
+    size: int = 0
+    connect: Callable[[int], RemoteVectorEnv] | None = None
+    url: str = ""
+
+
+class _LaneMaker:
+    """Makes lanes of one run, also later, when a host appears or returns."""
+
+    def __init__(
+        self,
+        opened: Sequence[tuple[str, VectorEnv[Any, Any, Any]]],
+        hyperparameters: Hyperparameters,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        names, envs = [name for name, _ in opened], [env for _, env in opened]
+        check_same_spaces(envs, names)
+        self._first_name, self._first = opened[0]
+        self._features = ObservationFeatures(self._first.single_observation_space)
+        self._hp, self._should_stop = hyperparameters, should_stop
+
+    def __call__(self, item: _Opened, envs: VectorEnv[Any, Any, Any]) -> Lane:
+        hp = self._hp
+        lane = Lane(item.name, envs, self._features, hp.step_timeout_s, hp.nonfinite)
+        lane.give_up_when(lambda: "training was stopped" if self._should_stop() else None)
+        lane.reopen = None if item.connect is None else self.opener(item)
+        return lane
+
+    def opener(self, item: _Opened) -> Callable[[], Lane]:
+        """Return what opens the lane when its host is there (again)."""
+
+        def open_lane() -> Lane:
+            connect = item.connect
+            if connect is None:
+                raise ConnectionLost(f"{item.name} can't be opened again")
+            envs = connect(min(item.size, _room(host_health(item.url), item.size)))
+            try:
+                check_same_spaces([self._first, envs], [self._first_name, item.name])
+                return self(item, envs)
+            except BaseException:
+                envs.close()
+                raise
+
+        return open_lane
 
 
 def _split(total: int, lanes: int) -> list[int]:
@@ -93,12 +150,12 @@ def _split(total: int, lanes: int) -> list[int]:
     return [total // lanes + (index < total % lanes) for index in range(lanes)]
 
 
-def _open_local(hyperparameters: Hyperparameters, stack: contextlib.ExitStack) -> list[tuple[str, Any]]:
+def _open_local(hyperparameters: Hyperparameters, stack: contextlib.ExitStack) -> list[_Opened]:
     source = str(hyperparameters.env_id)
     host = stack.enter_context(LocalHost(source))
     sizes = _split(hyperparameters.num_envs, hyperparameters.lanes_per_host)
     return [
-        (f"{source}/{lane}", stack.enter_context(_connect(host.url, host.token, size, hyperparameters)))
+        _Opened(f"{source}/{lane}", stack.enter_context(_connect(host.url, host.token, size, hyperparameters)))
         for lane, size in enumerate(sizes)
     ]
 
@@ -109,31 +166,48 @@ def _open_remote(
     token: Tokens,
     stack: contextlib.ExitStack,
     should_stop: Callable[[], bool],
-) -> list[tuple[str, Any]]:
-    """Open all hosts that answer."""
-    opened: list[tuple[str, Any]] = []
+    *,
+    alone: bool = True,
+) -> list[_Opened]:
+    """Open all hosts that answer; the others are left for later.
+
+    Args:
+        hosts: by name.
+        hyperparameters: of the run.
+        token: of the hosts.
+        stack: closes what is opened here.
+        should_stop: whether to wait no longer for hosts that are full.
+        alone: there are no other environments to train on.
+    """
+    opened: list[_Opened] = []
     unreachable: dict[str, ConnectionLost | RemoteTimeout] = {}
     # With other hosts to go on with, a lost one is not waited for as long as a single one.
-    resume_window_s = _RESUME_WINDOW_S if len(hosts) > 1 else None
+    resume_window_s = _RESUME_WINDOW_S if len(hosts) > 1 or not alone else None
     for name, host in hosts.items():
+        url, own_token = host.env_endpoint, _token_of(host.env_endpoint, token)
+        connect = functools.partial(_connect, url, own_token, hp=hyperparameters, resume_window_s=resume_window_s)
         try:
-            own_token = _token_of(host.env_endpoint, token)
-            envs = _open_host(host, own_token, hyperparameters, resume_window_s, stack, should_stop)
-            opened += [(f"{name}/{lane}", env) for lane, env in enumerate(envs)]
+            envs: Sequence[RemoteVectorEnv | None] = _open_host(host, connect, hyperparameters, stack, should_stop)
+            sizes = [env.num_envs for env in envs if env is not None]
         except (ConnectionLost, RemoteTimeout) as error:
             unreachable[name] = error
-    if unreachable and not opened:
+            sizes = _split(host.num_agents or hyperparameters.num_envs, hyperparameters.lanes_per_host)
+            envs = [None] * len(sizes)
+        opened += [
+            _Opened(f"{name}/{lane}", env, size, connect, url)
+            for lane, (env, size) in enumerate(zip(envs, sizes, strict=True))
+        ]
+    if len(unreachable) == len(hosts) and unreachable and alone:
         raise next(iter(unreachable.values()))
     for name, reason in unreachable.items():
-        logger.warning("host=%s url=%s left out: %s", name, hosts[name].env_endpoint, reason)
+        logger.warning("host=%s url=%s left out until it answers: %s", name, hosts[name].env_endpoint, reason)
     return opened
 
 
 def _open_host(
     host: EnvHost,
-    token: str | None,
+    connect: Callable[[int], RemoteVectorEnv],
     hyperparameters: Hyperparameters,
-    resume_window_s: float | None,
     stack: contextlib.ExitStack,
     should_stop: Callable[[], bool],
 ) -> list[RemoteVectorEnv]:
@@ -151,10 +225,7 @@ def _open_host(
         try:
             with contextlib.ExitStack() as attempt:
                 total = host.num_agents or _room(told, hyperparameters.num_envs)
-                envs = [
-                    attempt.enter_context(_connect(url, token, size, hyperparameters, resume_window_s))
-                    for size in _split(total, hyperparameters.lanes_per_host)
-                ]
+                envs = [attempt.enter_context(connect(size)) for size in _split(total, hyperparameters.lanes_per_host)]
                 stack.enter_context(attempt.pop_all())
                 return envs
         except CapacityReached:
@@ -175,16 +246,16 @@ def _connect(
     url: str,
     token: str | None,
     num_envs: int,
-    hyperparameters: Hyperparameters,
+    hp: Hyperparameters,
     resume_window_s: float | None = None,
 ) -> RemoteVectorEnv:
     return RemoteVectorEnv(
         num_envs=num_envs,
         url=url,
         token=token,
-        request_timeout_s=hyperparameters.step_timeout_s,
+        request_timeout_s=hp.step_timeout_s,
         resume_window_s=resume_window_s,
-        **hyperparameters.env_kwargs,
+        **hp.env_kwargs,
     )
 
 

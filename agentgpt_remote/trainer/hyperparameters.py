@@ -8,10 +8,13 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.policy.config import GPTConfig, GPTType
+from agentgpt_remote.trainer.exploration import Exploration, check_exploration
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,12 @@ _RANGES = {
     "rollout_steps": _COUNT,
     "chunk_steps": _COUNT,
     "batch_size": _COUNT,
-    "replay_ratio": _Range(1, 100),
+    "replay_ratio": _Range(0, 10_000, open_low=True),
+    "buffer_size": _COUNT,
+    "tau": _Range(0, 1, open_low=True),
+    "learning_starts": _Range(0),
+    "entropy_target": _UNIT,
+    "policy_gradient_coef": _Range(0),
     "lr_init": _Range(0, 1, open_low=True),
     "lr_end": _Range(0, 1),
     "lr_warmup_updates": _Range(0),
@@ -88,7 +96,11 @@ _RANGES = {
     "torch_threads": _Range(1, 1024),
     "checkpoint_interval_s": _POSITIVE,
     "keep_checkpoints": _COUNT,
+    "eval_interval_steps": _Range(0),
+    "eval_episodes": _COUNT,
     "step_timeout_s": _POSITIVE,
+    "checkpoint_replay": _Range(0),
+    "host_wait_s": _Range(0),
 }
 
 
@@ -105,13 +117,20 @@ class Hyperparameters:
             on: pays only where a step of a few environments takes longer than acting, about 0.5 ms.
         max_steps: environment steps of the run, all agents together.
         seed: seed of the environments, the first weights, the actions and the order of training.
+        algorithm: "ppo" learns from what the latest policy did, "offpolicy" from a replay of everything that is held;
+            "auto" takes ppo for discrete actions or where steps come fast, else offpolicy.
         resume_training: continue the run from its last checkpoint.
         use_tensorboard: write TensorBoard events beside metrics.jsonl.
+        wandb_project: also log to this project of Weights & Biases.
+        eval_interval_steps: environment steps between evaluations with greedy actions, on environments opened beside
+            those that are trained on; 0 for none. By default a tenth of the run, at least 20,000.
+        eval_episodes: episodes of such an evaluation.
         device: torch device that learns and acts: "auto", "cpu", "cuda", "cuda:1", ...
         torch_threads: threads of torch's operators.
         gpt_type: "llama" (RMSNorm, rotary positions, SwiGLU) or "gpt2" (LayerNorm, learned positions, GELU).
         num_layers: transformer blocks of the actor.
-        critic_num_layers: transformer blocks of the critic; by default as many, and half as many on discrete actions.
+        critic_num_layers: transformer blocks of the critic; by default as many, and under ppo half as many on discrete
+            actions.
         d_model: width of a token.
         num_heads: attention heads.
         dropout: must be 0: another value makes the stored probabilities of actions wrong, and is refused.
@@ -119,7 +138,16 @@ class Hyperparameters:
         rollout_steps: environment steps collected for one update, all agents together.
         chunk_steps: consecutive steps of one agent that are trained on as one sequence.
         batch_size: environment steps per gradient step.
-        replay_ratio: how often each environment step is trained on at most; the KL stop may end earlier.
+        replay_ratio: how often each environment step is trained on: exactly, on average, under offpolicy; at most
+            under ppo, whose KL stop may end earlier.
+        buffer_size: offpolicy: environment steps that the replay holds, all agents together.
+        tau: offpolicy: rate at which the slow copies that targets are taken from follow, per gradient step.
+        learning_starts: offpolicy: environment steps with random actions before the first gradient step.
+        entropy_target: offpolicy: entropy of discrete actions that is held, as a fraction of the largest.
+        policy_gradient_coef: offpolicy on a Discrete space: weight of the gradient of the actions that were taken.
+        critic_memory: offpolicy with given actions: the critics remember as the actor does; False is faster, and
+            enough where an observation tells everything.
+        exploration: noise on top of the policy's own by kind of action, "continuous" and "discrete".
         lr_init: first learning rate.
         lr_end: last learning rate.
         lr_scheduler: how the learning rate falls over ``max_steps``.
@@ -136,7 +164,12 @@ class Hyperparameters:
         normalize_rewards: divide rewards by the running deviation of their discounted sums.
         checkpoint_interval_s: seconds between checkpoints; the end of training always writes one.
         keep_checkpoints: how many of the last checkpoints are kept, beside the best.
+        checkpoint_replay: steps of experience, all agents together, that a checkpoint holds whether they were trained
+            on or not; what is untrained and its context is always held.
         step_timeout_s: seconds without a reply after which a host counts as lost.
+        host_wait_s: seconds that a run whose last host is lost waits for one to return.
+        nonfinite: what is done about an observation or reward that is not finite: "refuse" ends the run and names it,
+            "clip" replaces it by a number within the range seen so far.
     """
 
     env_id: str | None = None
@@ -146,8 +179,12 @@ class Hyperparameters:
     lanes_per_host: int = 1
     max_steps: int = 100_000
     seed: int = 0
+    algorithm: Literal["auto", "ppo", "offpolicy"] = "auto"
     resume_training: bool = False
     use_tensorboard: bool = True
+    wandb_project: str | None = None
+    eval_interval_steps: int | None = None
+    eval_episodes: int = 5
     device: str = "auto"
     torch_threads: int | None = None
     gpt_type: GPTType = "llama"
@@ -160,13 +197,20 @@ class Hyperparameters:
     rollout_steps: int | None = None
     chunk_steps: int | None = None
     batch_size: int | None = None
-    replay_ratio: int | None = None
+    replay_ratio: float | None = None
+    buffer_size: int = 100_000
+    tau: float | None = None
+    learning_starts: int | None = None
+    entropy_target: float = 0.2
+    policy_gradient_coef: float = 1.0
+    critic_memory: bool | None = None
+    exploration: Mapping[str, Exploration] = field(default_factory=dict)
     lr_init: float | None = None
     lr_end: float | None = None
     lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
     lr_warmup_updates: int = 20
     critic_lr_factor: float = 1.0
-    max_grad_norm: float = 0.5
+    max_grad_norm: float | None = None
     gamma_init: float = 0.99
     lambda_init: float | None = None
     clip_range: float = 0.2
@@ -177,7 +221,10 @@ class Hyperparameters:
     normalize_rewards: bool = True
     checkpoint_interval_s: float = 5.0
     keep_checkpoints: int = 3
+    checkpoint_replay: int | None = None
     step_timeout_s: float = 60.0
+    host_wait_s: float = 60.0
+    nonfinite: Literal["refuse", "clip"] = "refuse"
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -226,32 +273,70 @@ class Hyperparameters:
             device: torch device in use, such as "cpu" or "cuda:0".
             continuous: the action space has continuous columns only.
             num_agents: agents that are trained on at once.
+
+        Raises:
+            ConfigError: the algorithm is still open, and the action space does not decide it.
         """
+        algorithm = self.algorithm
+        if algorithm == "auto":
+            algorithm = "ppo"
         small = device.startswith("cpu")
         d_model = self.d_model or (64 if small else 256)
         layers = self.num_layers or (2 if small else 4)
-        rollout = self.rollout_steps or max(1024, 64 * num_agents)
-        lr_init = self.lr_init or (5e-4 if continuous else 1e-3) * (1.0 if d_model <= 128 else 0.3)
         open_fields: dict[str, Any] = {
+            "algorithm": algorithm,
             "device": device,
+            "eval_interval_steps": max(20_000, self.max_steps // 10),
             "torch_threads": 1 if small and d_model <= 128 else None,
             "num_layers": layers,
-            "critic_num_layers": layers if continuous else max(1, layers // 2),
+            "critic_num_layers": layers if continuous or algorithm == "offpolicy" else max(1, layers // 2),
             "d_model": d_model,
             "num_heads": _heads(d_model),
-            "rollout_steps": rollout,
-            "chunk_steps": max(1, min(64, rollout // num_agents)),
-            "batch_size": min(256, rollout),
-            "replay_ratio": 10 if continuous else 4,
-            "lr_init": lr_init,
-            "lr_end": lr_init * 0.02,
-            "lambda_init": 0.9 if continuous else 0.95,
-            "entropy_coef": 0.0 if continuous else 0.01,
         }
+        rule = self._ppo_defaults if algorithm == "ppo" else self._offpolicy_defaults
+        open_fields |= rule(continuous, num_agents, 1.0 if d_model <= 128 else 0.3)
         chosen = {name: value for name, value in open_fields.items() if getattr(self, name) in (None, "auto")}
         if chosen.get("torch_threads", 1) is None:
             chosen["torch_threads"] = _usable_cores()
         return replace(self, **chosen)
+
+    def _ppo_defaults(self, continuous: bool, num_agents: int, lr_factor: float) -> dict[str, Any]:
+        rollout = self.rollout_steps or max(1024, 64 * num_agents)
+        lr_init = self.lr_init or (5e-4 if continuous else 1e-3) * lr_factor
+        return {
+            "rollout_steps": rollout,
+            "chunk_steps": max(1, min(64, rollout // num_agents)),
+            "batch_size": min(256, rollout),
+            "replay_ratio": 10.0 if continuous else 4.0,
+            "lr_init": lr_init,
+            "lr_end": lr_init * 0.02,
+            "max_grad_norm": 0.5,
+            "lambda_init": 0.9 if continuous else 0.95,
+            "entropy_coef": 0.0 if continuous else 0.01,
+            "tau": 1.0,
+            "learning_starts": 0,
+            "critic_memory": True,
+            "checkpoint_replay": 0,
+        }
+
+    def _offpolicy_defaults(self, continuous: bool, num_agents: int, lr_factor: float) -> dict[str, Any]:
+        chunk = self.chunk_steps or (7 if continuous else 31)
+        lr_init = self.lr_init or (1e-3 if continuous else 5e-4) * lr_factor
+        return {
+            "rollout_steps": num_agents,
+            "chunk_steps": chunk,
+            "batch_size": (32 if continuous else 16) * chunk,
+            "replay_ratio": 56.0 if continuous else 31.0,
+            "lr_init": lr_init,
+            "lr_end": lr_init * 0.1,
+            "max_grad_norm": 10.0 if continuous else 1.0,
+            "lambda_init": 0.0 if continuous else 0.95,
+            "entropy_coef": 0.0,
+            "tau": 0.02,
+            "learning_starts": 1000,
+            "critic_memory": True,
+            "checkpoint_replay": self.buffer_size,
+        }
 
     def critic_config(self) -> GPTConfig:
         """Return the critic's sizes; call it on resolved hyperparameters.
@@ -268,7 +353,19 @@ class Hyperparameters:
             ConfigError: sizes that do not fit each other, or are still open.
         """
         sizes = {name: getattr(self, name) for name in ("num_layers", "d_model", "num_heads", "max_input_states")}
-        return GPTConfig(**sizes, gpt_type=self.gpt_type, init_log_std=self.init_log_std)
+        squashed = self.algorithm == "offpolicy"
+        return GPTConfig(**sizes, gpt_type=self.gpt_type, init_log_std=self.init_log_std, squashed=squashed)
+
+
+def required(value: _T | None) -> _T:
+    """Return a resolved hyperparameter.
+
+    Raises:
+        ValueError: it is open.
+    """
+    if value is None:
+        raise ValueError("hyperparameters are open: expected the result of Hyperparameters.resolve")
+    return value
 
 
 def _usable_cores() -> int:
@@ -295,6 +392,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return value
     if name == "env_hosts":
         return _checked_hosts(value)
+    if name == "exploration":
+        return check_exploration(value)
     if typing.get_origin(kind) is not None:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name}={value!r}: expected a mapping")

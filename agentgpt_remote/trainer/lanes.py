@@ -14,6 +14,8 @@ from agentgpt_remote.errors import ConfigError, InvalidObservation, TrainingFail
 from agentgpt_remote.policy.features import ActionFeatures, Float32, ObservationFeatures
 from agentgpt_remote.policy.images import UInt8
 from agentgpt_remote.policy.masks import MASK_KEY, ActionMasks
+from agentgpt_remote.trainer.env_replay import EpisodeRecorder
+from agentgpt_remote.trainer.finite import MAX_REWARD, FiniteCheck, Nonfinite
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_ready
 
 logger = logging.getLogger("agentgpt_remote.trainer")
@@ -57,13 +59,23 @@ class Lane:
         envs: the vector environment; a RemoteVectorEnv steps on its host meanwhile, others in ``receive``.
         features: of the single observation space.
         timeout_s: seconds without a reply after which the lane counts as lost.
+        nonfinite: what is done about numbers that are not finite.
+
+    Attributes:
+        steps: steps that were received.
+        reopen: opens it again after it was lost; None where that can't be.
 
     Raises:
         ConfigError: the environment resets in another way.
     """
 
     def __init__(
-        self, name: str, envs: VectorEnv[Any, Any, Any], features: ObservationFeatures, timeout_s: float
+        self,
+        name: str,
+        envs: VectorEnv[Any, Any, Any],
+        features: ObservationFeatures,
+        timeout_s: float,
+        nonfinite: Nonfinite = "refuse",
     ) -> None:
         mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         if mode != AutoresetMode.NEXT_STEP:
@@ -73,14 +85,34 @@ class Lane:
         self.remote = envs if isinstance(envs, RemoteVectorEnv) else None
         self._actions: Any = None
         self._masks: ActionMasks | None = None
+        self.steps = 0
+        self.reopen: Callable[[], Lane] | None = None
+        self._recorder = EpisodeRecorder.of(envs)
+        self._check_obs = FiniteCheck(name, "observation", nonfinite)
+        self._check_reward = FiniteCheck(name, "reward", nonfinite, MAX_REWARD)
 
-    def reset(self, seed: int | None) -> Observed:
-        """Reset all environments and return what their agents see.
+    def send_reset(self, seed: int) -> None:
+        """Start a reset of all environments; number i gets the seed ``seed + i``."""
+        if self.remote is not None:
+            self.remote.reset_async(seed=seed)
+        else:
+            self._actions = seed
+
+    def receive_reset(self) -> Observed:
+        """Return what the agents see after the reset that ``send_reset`` started.
 
         Raises:
+            ConnectionLost: the host is gone.
+            RemoteTimeout: it did not answer in time.
+            RemoteEnvError: the environment raised there.
             TrainingFailed: an observation is not finite, or an action mask is wrong.
         """
-        observations, infos = self.envs.reset(seed=seed)
+        if self.remote is not None:
+            observations, infos = self.remote.reset_wait(timeout_s=self.timeout_s)
+        else:
+            observations, infos = self.envs.reset(seed=self._actions)
+            if self._recorder is not None:
+                self._recorder.reset(self._actions)
         return self._encode(observations, infos, np.zeros(self.num_agents, np.bool_))
 
     def send(self, actions: Any) -> None:
@@ -102,12 +134,55 @@ class Lane:
         if self.remote is not None:
             result = self.remote.step_wait(timeout_s=self.timeout_s)
         else:
+            if self._recorder is not None:
+                self._recorder.before_step(self._actions)
             result = self.envs.step(self._actions)
         observations, reward, terminated, truncated, infos = result
-        reward = np.asarray(reward, np.float64)
-        self._check("reward", reward)
         terminated, truncated = np.asarray(terminated), np.asarray(truncated)
-        return LaneStep(self._encode(observations, infos, terminated | truncated), reward, terminated, truncated)
+        final = terminated | truncated
+        if self._recorder is not None:
+            self._recorder.after_step(final)
+        self.steps += 1
+        reward = self._check_reward(np.asarray(reward, np.float64), self.steps)
+        return LaneStep(self._encode(observations, infos, final), reward, terminated, truncated)
+
+    @property
+    def connected(self) -> bool:
+        """Whether ``receive`` returns at once when the lane is ready; not so while its connection is down."""
+        return self.remote is None or self.remote.connected
+
+    @property
+    def clipped(self) -> int:
+        """Numbers that were not finite and were replaced."""
+        return self._check_obs.clipped + self._check_reward.clipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the lane goes on from; ``episodes`` is None where its environments can only begin anew."""
+        return {
+            "steps": self.steps,
+            "checks": [self._check_obs.state_dict(), self._check_reward.state_dict()],
+            "episodes": None if self._recorder is None else self._recorder.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], obs: Observed) -> bool:
+        """Bring the environments back to where they were; return whether that worked.
+
+        Args:
+            state: what ``state_dict`` returned.
+            obs: what the agents saw when the environments were left.
+        """
+        self.steps = int(state["steps"])
+        for check, saved in zip((self._check_obs, self._check_reward), state["checks"], strict=True):
+            check.load_state_dict(saved)
+        if state["episodes"] is None or self._recorder is None:
+            return False
+        return self._recorder.restore(state["episodes"], lambda batch: self._is_seen(batch, obs))
+
+    def _is_seen(self, observations: Any, obs: Observed) -> bool:
+        """Return whether batched observations are the very bits that were seen; masks follow from the same state."""
+        pixels = self.features.pixels(observations)
+        same = self._vector(observations).tobytes() == np.ascontiguousarray(obs.vector).tobytes()
+        return same and (pixels is None or obs.pixels is None or np.array_equal(pixels, obs.pixels))
 
     def give_up_when(self, why: Callable[[], str | None]) -> None:
         """Have ``why`` asked for a reason not to wait any longer for a host whose connection is down."""
@@ -119,10 +194,8 @@ class Lane:
         self.envs.close()
 
     def _encode(self, observations: Any, infos: dict[str, Any], final: NDArray[np.bool_]) -> Observed:
-        obs = self.features.encode(observations)
-        self._check("observation", obs)
         mask = self._read_masks(infos, final) if MASK_KEY in infos else None
-        return Observed(obs, self.features.pixels(observations), mask)
+        return Observed(self._vector(observations), self.features.pixels(observations), mask)
 
     def _read_masks(self, infos: dict[str, Any], final: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if self._masks is None:
@@ -133,14 +206,8 @@ class Lane:
         except InvalidObservation as error:
             raise TrainingFailed(f"{self.name}: {error}; fix the environment's info[{MASK_KEY!r}]") from error
 
-    def _check(self, what: str, values: NDArray[Any]) -> None:
-        if np.isfinite(values).all():
-            return
-        agent = int(np.argwhere(~np.isfinite(values))[0][0])
-        raise TrainingFailed(
-            f"{self.name}: the {what} of agent {agent} is not finite ({values[agent]}): "
-            "expected numbers; fix the environment or clip them there"
-        )
+    def _vector(self, observations: Any) -> Float32:
+        return self._check_obs(self.features.encode(observations), self.steps)
 
 
 def wait_for(lanes: Sequence[Lane], timeout_s: float) -> list[Lane]:

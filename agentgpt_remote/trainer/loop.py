@@ -20,16 +20,23 @@ from agentgpt_remote._version import __version__
 from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.policy.bundle import save_bundle
 from agentgpt_remote.policy.features import ActionFeatures
+from agentgpt_remote.trainer.algorithm import choose_algorithm
 from agentgpt_remote.trainer.checkpoint import Checkpoints
+from agentgpt_remote.trainer.compatibility import check_compatible
+from agentgpt_remote.trainer.evaluator import Evaluator
+from agentgpt_remote.trainer.failures import check_losses, failing_disk, failing_update
 from agentgpt_remote.trainer.hosts import OpenedHosts, Tokens, open_hosts
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.plots import write_learning_curve
-from agentgpt_remote.trainer.reporting import Progress, Reporter
+from agentgpt_remote.trainer.reporting import Averages, Progress, Reporter
 from agentgpt_remote.trainer.run_folder import CONFIG_NAME, CONFIG_VERSION, RESULT_NAME, write_json
 from agentgpt_remote.trainer.session import TrainingSession
 from agentgpt_remote.trainer.signals import stop_on_signals
+from agentgpt_remote.trainer.sinks import require_wandb
+from agentgpt_remote.trainer.watching import Spent, host_metrics, time_metrics
 
 logger = logging.getLogger("agentgpt_remote.trainer")
+_REPORT_STEPS = 1000
 Envs = Sequence[VectorEnv[Any, Any, Any] | str]
 
 
@@ -91,19 +98,22 @@ def train(
         ConfigError: no environment is named, or the hosts serve different ones.
         UnsupportedSpace: a space that can't be learned from.
         HostUnreachable: no host answers.
+        DependencyNotInstalled: Weights & Biases is asked for and not installed.
         TrainingFailed: every host was lost, or a number is not finite. A checkpoint and a bundle are written
             as far as there is something to keep.
     """
+    if hyperparameters.wandb_project is not None:
+        require_wandb()
     run = _Run(Path(run_dir), hyperparameters, on_progress, stop_event or threading.Event())
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop_on_signals(run.stop))
         hosts = open_hosts(hyperparameters, envs, token, stack, run.stop.is_set)
-        for lane in hosts.lanes:
-            lane.give_up_when(lambda: "training was stopped" if run.stop.is_set() else None)
-        run.prepare(hosts, replace_run=replace_run)
-        stack.enter_context(_threads(run.hp.torch_threads))
-        stack.callback(run.reporter.close)
-        return run.execute()
+        with failing_disk(run.run_dir):
+            run.prepare(hosts, replace_run=replace_run)
+            stack.enter_context(_threads(run.hp.torch_threads))
+            stack.callback(run.session.collector.close)
+            stack.callback(run.reporter.close)
+            return run.execute()
 
 
 @contextlib.contextmanager
@@ -141,6 +151,8 @@ class _Run:
         self._last_checkpoint = -1
         self._best_saved = float("-inf")
         self._reported_steps = 0
+        self._reported_at = self._learn_s = 0.0
+        self._learned = Averages()
 
     def prepare(self, hosts: OpenedHosts, *, replace_run: bool) -> None:
         """Resolve, build, restore and save the configuration."""
@@ -148,8 +160,12 @@ class _Run:
         self.description = hosts.description
         actions = ActionFeatures(env.single_action_space)
         continuous = bool(actions.numeric_width) and not (actions.binary_width or actions.category_sizes)
+        self.hp = choose_algorithm(self.hp, hosts.lanes, continuous=continuous)
         self.hp = self.hp.resolve(pick_device(self.hp.device), continuous=continuous, num_agents=hosts.num_agents)
-        self.session = TrainingSession(self.hp, hosts.lanes, env.single_observation_space, env.single_action_space)
+        check_compatible(self.hp, env.single_observation_space, env.single_action_space, hosts.num_agents)
+        self.session = TrainingSession(
+            self.hp, hosts.lanes, env.single_observation_space, env.single_action_space, absent=hosts.absent
+        )
         # The folder is touched when nothing more can be refused: a wrong call leaves none behind and loses none.
         if replace_run and self.run_dir.exists():
             shutil.rmtree(self.run_dir)
@@ -158,9 +174,9 @@ class _Run:
         if state is not None:
             self.session.load_state_dict(state)
             self._wall_before = float(state["wall_s"])
-            self._reported_steps = self.session.collector.env_steps
-            best = self.checkpoints.load_best()
-            self._best_saved = float("-inf") if best is None else best["training_return"]
+            self._reported_steps = int(state["reported"]["env_steps"])
+            self._learned.load_state_dict(state["reported"]["learned"])
+            self._best_saved = float(state["best_saved"])
             logger.info("resumed run=%s env_steps=%d", self.run_dir, self.session.collector.env_steps)
         config = {
             "format_version": CONFIG_VERSION,
@@ -172,25 +188,31 @@ class _Run:
         }
         write_json(self.run_dir / CONFIG_NAME, config)
         resumed_at = self.session.collector.env_steps if state is not None else None
-        self.reporter = Reporter(self.run_dir, use_tensorboard=self.hp.use_tensorboard, resumed_at=resumed_at)
+        self.reporter = Reporter(self.run_dir, self.hp, resumed_at=resumed_at)
+        self.evaluator = Evaluator(
+            self.session.model, hosts.lanes, self.hp, env_steps=resumed_at or 0, should_stop=self.stop.is_set
+        )
         logger.info("training source=%s agents=%d %s", hosts.description, hosts.num_agents, self._resolved_line())
 
     def _resolved_line(self) -> str:
-        shown = ("device", "torch_threads", "num_layers", "d_model", "max_input_states", "rollout_steps", "lr_init")
+        shown = ("algorithm", "device", "torch_threads", "num_layers", "d_model", "max_input_states", "lr_init")
         return " ".join(f"{name}={getattr(self.hp, name)}" for name in shown)
 
     def execute(self) -> TrainingResult:
         """Run the loop and end with a checkpoint, a bundle and a picture."""
         self.session.start()
         saved = time.perf_counter()
+        self._reported_at = saved
         while not self._should_stop():
-            started = time.perf_counter()
             self._collect()
             if self._too_little():
                 break
             collected = time.perf_counter()
-            metrics = self.session.update()
-            self._report(metrics, started, collected)
+            self._learned.add(self._update())
+            self._learn_s += time.perf_counter() - collected
+            if not self._is_due():
+                continue
+            self._report(self._learned.take())
             if self._last_checkpoint < 0 or time.perf_counter() - saved > self.hp.checkpoint_interval_s:
                 self.save()
                 saved = time.perf_counter()
@@ -206,36 +228,55 @@ class _Run:
                 write_learning_curve(self.run_dir, self.description)
             raise
 
+    def _update(self) -> dict[str, float]:
+        with failing_update(self.session.collector.env_steps, self.checkpoints):
+            metrics = self.session.update()
+            check_losses(metrics)
+        return metrics
+
     def _should_stop(self) -> bool:
         # Every agent may take one more step before this is asked again: do not overshoot.
-        slack = min(self.session.store.num_streams, self.hp.max_steps) - 1
+        slack = min(self.session.collector.num_agents, self.hp.max_steps) - 1
         return self.stop.is_set() or self.session.collector.env_steps + slack >= self.hp.max_steps
 
     def _too_little(self) -> bool:
         """Return whether too little was collected to learn from, as when the run is being stopped."""
         return self.stop.is_set() and self.session.store.new_tokens() < self.session.rollout_tokens()
 
-    def _report(self, metrics: dict[str, float], started: float, collected: float) -> None:
+    def _is_due(self) -> bool:
+        """Return whether enough has happened to be reported: an update of ppo, or many small ones of offpolicy."""
+        if self.hp.algorithm == "ppo":
+            return True
+        return self.session.collector.env_steps - self._reported_steps >= _REPORT_STEPS
+
+    def _report(self, metrics: dict[str, float]) -> None:
         collector, now = self.session.collector, time.perf_counter()
+        total_s, self._reported_at = now - self._reported_at, now
+        learn_s, self._learn_s = self._learn_s, 0.0
         episodes, times = collector.episodes, collector.times
         fresh = episodes.fresh
         mean_return = episodes.mean_return()
         steps = collector.env_steps - self._reported_steps
         self._reported_steps = collector.env_steps
+        hosts = collector.watch.take(total_s)
+        remote = host_metrics(hosts)
+        spent = Spent(wait_s=times["env_s"], act_s=times["act_s"], learn_s=learn_s, total_s=total_s)
         values: dict[str, float | None] = {
             "rollout/episode_return": mean_return,
             "rollout/episode_length": float(np.mean(episodes.lengths)) if episodes.lengths else None,
             "rollout/episodes": float(episodes.count),
             "rollout/fresh_return": float(np.mean(fresh)) if fresh else None,
-            **metrics,
+            **self.evaluator.metrics(collector.env_steps, collector.lost),
+            "train/gamma": self.hp.gamma_init,
+            "train/lambda": self.hp.lambda_init,
             "train/reward_scale": self.session.rewards.scale(),
-            "time/sps": steps / (now - started),
-            "time/env_s": times["env_s"],
-            "time/act_s": times["act_s"],
-            "time/learn_s": now - collected,
+            **metrics,
+            **time_metrics(spent, env_steps=steps, learned=metrics, remote=remote),
             "time/wall_s": self.wall_s(),
             "remote/lanes": float(collector.num_lanes),
-            **collector.take_remote_metrics(),
+            "remote/lanes_away": float(collector.num_away),
+            "rollout/clipped": float(collector.clipped),
+            **remote,
         }
         times.update(env_s=0.0, act_s=0.0)
         fresh.clear()
@@ -250,6 +291,7 @@ class _Run:
                 episode_return=mean_return,
                 episodes=episodes.count,
                 metrics=values,
+                hosts=hosts,
             )
             self.on_progress(progress)
 
@@ -262,11 +304,17 @@ class _Run:
         session, env_steps = self.session, self.session.collector.env_steps
         training_return = session.collector.episodes.mean_return()
         if env_steps != self._last_checkpoint:
-            state = {**session.state_dict(), "wall_s": self.wall_s(), "training_return": training_return}
             best = training_return is not None and training_return >= self._best_saved
-            self.checkpoints.save(state, env_steps, best=best)
-            self._best_saved = training_return if best and training_return is not None else self._best_saved
-            self._last_checkpoint = env_steps
+            best_saved = training_return if best and training_return is not None else self._best_saved
+            reported = {"env_steps": self._reported_steps, "learned": self._learned.state_dict()}
+            told = {
+                "wall_s": self.wall_s(),
+                "training_return": training_return,
+                "best_saved": best_saved,
+                "reported": reported,
+            }
+            self.checkpoints.save({**session.state_dict(), **told}, env_steps, best=best)
+            self._best_saved, self._last_checkpoint = best_saved, env_steps
         model = session.best.preferred(session.model, list(session.collector.episodes.returns))
         policy_steps = env_steps if model is session.model else session.best.env_steps
         provenance = {

@@ -74,3 +74,19 @@ class RewardScaler:
     def scale(self) -> float:
         """Return the factor for rewards."""
         return float(self.moments.scale()[0])
+
+    def restart(self, streams: slice) -> None:
+        """Begin the sums of some agents anew, as when their episodes were cut."""
+        self.returns[streams] = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics and the running sums as plain lists and numbers."""
+        pending = np.concatenate(self._pending).tolist() if self._pending else []
+        return {"moments": self.moments.state_dict(), "returns": self.returns.tolist(), "pending": pending}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; the sums begin anew where there are more or fewer agents."""
+        self.moments.load_state_dict(state["moments"])
+        if len(state["returns"]) == len(self.returns):
+            self.returns = np.asarray(state["returns"], np.float64)
+        self._pending = [np.asarray(state["pending"], np.float64)] if state["pending"] else []

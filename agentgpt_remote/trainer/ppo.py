@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +11,12 @@ from torch import Tensor
 
 from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.policy.model import PolicyModel, ValueModel
-from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+from agentgpt_remote.trainer.hyperparameters import Hyperparameters, required
 from agentgpt_remote.trainer.optimizer import FlatAdam
 from agentgpt_remote.trainer.sampler import Chunks, Window, cut_chunks, window_values
+from agentgpt_remote.trainer.schedules import learning_rate
 from agentgpt_remote.trainer.streams import StreamStore
 from agentgpt_remote.trainer.targets import Batch, RewardScaling, ValueScale, make_targets
-
-_T = TypeVar("_T")
 
 
 class PPO:
@@ -40,22 +39,12 @@ class PPO:
         self.value_scale.to(self.device)
         self.rng = np.random.default_rng(seed)
         self.updates = 0
-        norm = hyperparameters.max_grad_norm
+        norm = required(hyperparameters.max_grad_norm)
         self.actor_optimizer = FlatAdam(actor.parameters(), max_norm=norm)
         self.critic_optimizer = FlatAdam(critic.parameters(), max_norm=norm)
 
-    def learning_rate(self, progress: float) -> float:
-        """Return the actor's learning rate after a fraction of the run, warm-up included."""
-        high, low = _required(self.hp.lr_init), _required(self.hp.lr_end)
-        progress = min(max(progress, 0.0), 1.0)
-        if self.hp.lr_scheduler == "linear":
-            rate = high + (low - high) * progress
-        elif self.hp.lr_scheduler == "cosine":
-            rate = low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress))
-        else:
-            rate = high
-        warmup = self.hp.lr_warmup_updates
-        return rate * min(1.0, (self.updates + 1) / warmup) if warmup else rate
+    def _rate(self, progress: float) -> float:
+        return learning_rate(self.hp, progress, self.updates)
 
     def update(
         self, store: StreamStore, *, reward_scale: float, reward_clip: float, version: int, progress: float
@@ -77,7 +66,7 @@ class PPO:
         """
         window = Window.of(store)
         blocks = max(self.actor.config.num_layers, self.critic.config.num_layers)
-        chunks = cut_chunks(store, window, _required(self.hp.chunk_steps), self.actor, blocks, self.device)
+        chunks = cut_chunks(store, window, required(self.hp.chunk_steps), self.actor, blocks, self.device)
         scaled = window_values(store, window, chunks, self.critic, self.device)
         targets = make_targets(
             store,
@@ -85,7 +74,7 @@ class PPO:
             scaled * self.value_scale.std.item() + self.value_scale.mean.item(),
             scaling=RewardScaling(reward_scale, reward_clip),
             gamma=self.hp.gamma_init,
-            lambda_=_required(self.hp.lambda_init),
+            lambda_=required(self.hp.lambda_init),
             version=version,
         )
         batch = targets.batch(store, window, chunks, self.device)
@@ -94,28 +83,29 @@ class PPO:
         metrics = targets.metrics()
         store.trained[:] = store.position
         metrics |= self._epochs(chunks, batch, progress)
-        return metrics
+        return metrics | {"train/trained_tokens": metrics["train/epochs"] * float(targets.trained.sum())}
 
     def _epochs(self, chunks: Chunks, batch: Batch, progress: float) -> dict[str, float]:
         count, steps = chunks.column.shape
-        size = max(1, round(_required(self.hp.batch_size) / steps))
+        size = max(1, round(required(self.hp.batch_size) / steps))
         parts = max(1, round(count / size))
         sums: dict[str, float] = {}
         epochs = 0
-        for _ in range(_required(self.hp.replay_ratio)):
-            order = self.rng.permutation(count)
+        for _ in range(math.ceil(required(self.hp.replay_ratio))):
+            order = torch.from_numpy(self.rng.permutation(count)).to(self.device)
+            shuffled, targets = chunks.reordered(order), batch.reordered(order)
             sums = dict.fromkeys(("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"), 0.0)
-            for part in np.array_split(order, parts):
-                index = torch.from_numpy(part).to(self.device)
-                for name, value in self._minibatch(chunks, batch, index, progress).items():
+            for part in np.array_split(np.arange(count), parts):
+                rows = slice(part[0], part[-1] + 1)
+                for name, value in self._minibatch(shuffled, targets, rows, progress).items():
                     sums[name] += value / parts
             epochs += 1
             if sums["approx_kl"] > self.hp.target_kl:
                 break
         metrics = {f"train/{name}": value for name, value in sums.items()}
-        return metrics | {"train/epochs": float(epochs), "train/learning_rate": self.learning_rate(progress)}
+        return metrics | {"train/epochs": float(epochs), "train/learning_rate": self._rate(progress)}
 
-    def _minibatch(self, chunks: Chunks, batch: Batch, index: Tensor, progress: float) -> dict[str, float]:
+    def _minibatch(self, chunks: Chunks, batch: Batch, index: slice, progress: float) -> dict[str, float]:
         weight = batch.weight[index]
         weight = weight / weight.sum().clamp(min=1.0)
 
@@ -131,7 +121,7 @@ class PPO:
         target = (batch.value_target[index] - self.value_scale.mean) / self.value_scale.std
         value_loss = 0.5 * ((value - target).square() * weight).sum()
 
-        bonus = _required(self.hp.entropy_coef) * (1 - min(max(progress, 0.0), 1.0))
+        bonus = required(self.hp.entropy_coef) * (1 - min(max(progress, 0.0), 1.0))
         actor_loss = policy_loss - bonus * entropy
         self._step(actor_loss, value_loss, progress)
         with torch.no_grad():
@@ -141,7 +131,7 @@ class PPO:
         return dict(zip(("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"), values, strict=True))
 
     def _step(self, actor_loss: Tensor, critic_loss: Tensor, progress: float) -> None:
-        rate = self.learning_rate(progress)
+        rate = self._rate(progress)
         for name, loss, optimizer, factor in (
             ("actor", actor_loss, self.actor_optimizer, 1.0),
             ("critic", critic_loss, self.critic_optimizer, self.hp.critic_lr_factor),
@@ -176,10 +166,3 @@ class PPO:
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.updates = int(state["updates"])
         self.rng.bit_generator.state = state["rng"]
-
-
-def _required(value: _T | None) -> _T:
-    """Return a resolved hyperparameter."""
-    if value is None:
-        raise ValueError("hyperparameters are open: expected the result of Hyperparameters.resolve")
-    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,18 @@ class Chunks:
         first = skip * model.config.max_input_states
         return model.outputs(self.inputs.tokens(index, first), self.mask[index, skip:], trim=True)[:, : self.steps]
 
+    def reordered(self, order: Tensor) -> Chunks:
+        """Return the chunks in another order, copied once: minibatches are then slices."""
+        rows = order.cpu().numpy()
+        return replace(
+            self,
+            inputs=self.inputs.tokens(order, 0),
+            mask=self.mask[order],
+            stream=self.stream[rows],
+            column=self.column[rows],
+            inside=self.inside[rows],
+        )
+
     @property
     def steps(self) -> int:
         """New tokens of a chunk."""
@@ -104,16 +116,19 @@ def read_tokens(
     """
     tokens = first[:, None] + np.arange(count)
     rows, index = streams[:, None], tokens % store.capacity
-    position = store.position[streams][:, None]
-    absent = (tokens < 0) | (tokens > position) | (tokens <= position - store.capacity)
-    is_first = store.is_first[rows, index]
-    arrays = (store.obs[rows, index], store.prev_action(rows, tokens), is_first)
-    obs, prev_action, first_flag = (torch.from_numpy(array).to(device) for array in arrays)
-    pixels = torch.from_numpy(store.pixels[rows, index]).to(device) if store.pixel_width else None
+    absent = (tokens < store.oldest()[streams][:, None]) | (tokens > store.position[streams][:, None])
+    is_first = store.is_first[rows, index] | absent
+    arrays = [store.obs[rows, index], store.prev_action(rows, tokens)]
+    if store.pixel_width:
+        arrays.append(store.pixels[rows, index])
+    for array in arrays:
+        array[absent] = 0  # what the ring held there before: it would change the order of sums
+    obs, prev_action, *images = (torch.from_numpy(array).to(device) for array in arrays)
+    first_flag, pixels = torch.from_numpy(is_first).to(device), images[0] if images else None
     with torch.no_grad():
         inputs = encoder.prepare(obs, prev_action, first_flag, pixels)
     # The token after an absent one starts anew as well: what was before it is not there.
-    starts = is_first | absent
+    starts = is_first.copy()
     starts[:, 1:] |= absent[:, :-1]
     return inputs, torch.from_numpy(starts).to(device)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,20 @@ from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.policy.model import PolicyModel, ValueModel
 from agentgpt_remote.trainer.collector import Collector
-from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+from agentgpt_remote.trainer.exploration import Explorer, add_parameter_noise
+from agentgpt_remote.trainer.hyperparameters import Hyperparameters, required
+from agentgpt_remote.trainer.lag import PolicyLag
 from agentgpt_remote.trainer.lanes import Lane
 from agentgpt_remote.trainer.normalization import REWARD_CLIP, RewardScaler, RunningMoments
+from agentgpt_remote.trainer.offpolicy import OffPolicy, make_critic
 from agentgpt_remote.trainer.ppo import PPO
+from agentgpt_remote.trainer.recovery import AbsentLane
 from agentgpt_remote.trainer.sampler import read_tokens
 from agentgpt_remote.trainer.streams import StreamStore
 
 _MAX_SEED = 2**31
+_REFRESH_EVERY = 4
+logger = logging.getLogger("agentgpt_remote.trainer")
 
 
 class BestPolicy:
@@ -77,6 +85,7 @@ class TrainingSession:
         lanes: open lanes of the same environment.
         observation_space: of one agent.
         action_space: of one agent.
+        absent: lanes that are not open yet; they have streams of their own already.
 
     Raises:
         UnsupportedSpace: a space that can't be learned from.
@@ -89,6 +98,8 @@ class TrainingSession:
         lanes: list[Lane],
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
+        *,
+        absent: Sequence[AbsentLane] = (),
     ) -> None:
         hp = self.hp = hyperparameters
         self.device = torch.device(hp.device)
@@ -96,27 +107,54 @@ class TrainingSession:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hp.seed)
             self.model = PolicyModel(observation_space, action_space, config).to(self.device)
-            critic = ValueModel(observation_space, action_space, hp.critic_config()).to(self.device)
-        num_agents = sum(lane.num_agents for lane in lanes)
+            self.learner = self._make_learner(observation_space, action_space)
+        listed: list[Lane | AbsentLane] = [*lanes, *absent]
+        num_agents = sum(lane.num_agents for lane in listed)
         self._rollout_tokens = max(int(hp.rollout_steps or 1), num_agents)
         # Room for four even rollouts, or for one that the smallest lane filled alone, with its context.
-        smallest = min(lane.num_agents for lane in lanes)
-        blocks = max(config.num_layers, critic.config.num_layers) + 1
-        capacity = 4 * self._rollout_tokens // smallest + 2 * blocks * config.max_input_states + 64
+        smallest = min(lane.num_agents for lane in listed)
+        blocks = max(config.num_layers, self.learner.critic.config.num_layers) + 1
+        self._context = 2 * blocks * config.max_input_states + 64
+        held = hp.buffer_size // num_agents if hp.algorithm == "offpolicy" else 4 * self._rollout_tokens // smallest
+        capacity = held + self._context
         actions = ActionFeatures(action_space)
         seen = self.model.observations
-        self.store = StreamStore(num_agents, capacity, seen.width, actions.width, seen.pixel_width)
+        sized_by = "buffer_size" if hp.algorithm == "offpolicy" else "rollout_steps"
+        self.store = StreamStore(num_agents, capacity, seen.width, actions.width, seen.pixel_width, sized_by)
         self.rewards = RewardScaler(num_agents, hp.gamma_init)
         self.observations = RunningMoments(self.model.observations.numeric_width)
         self.generator = torch.Generator(self.device).manual_seed(hp.seed)
-        self.collector = Collector(lanes, self.model, self.store, self.rewards, self.generator)
-        self.learner = PPO(self.model, critic, hp, hp.seed)
+        explorer = Explorer(
+            hp.exploration, required(hp.learning_starts), actions.numeric_width, num_agents, self.generator
+        )
+        self.acting = copy.deepcopy(self.model) if explorer.parameter_noise else self.model
+        self.collector = Collector(
+            lanes,
+            self.acting,
+            self.store,
+            self.rewards,
+            explorer,
+            hp.max_steps,
+            absent=absent,
+            host_wait_s=hp.host_wait_s,
+        )
+        self.lag = PolicyLag()
         self.best = BestPolicy()
+        self._since_refresh = 0
         self.resumes = 0
+        self._resumed_lanes: list[dict[str, Any]] = []
+
+    def _make_learner(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PPO | OffPolicy:
+        if self.hp.algorithm == "offpolicy":
+            critic = make_critic(observation_space, action_space, self.hp).to(self.device)
+            return OffPolicy(self.model, critic, self.hp, self.hp.seed)
+        values = ValueModel(observation_space, action_space, self.hp.critic_config()).to(self.device)
+        return PPO(self.model, values, self.hp, self.hp.seed)
 
     def start(self) -> None:
-        """Reset the environments; a resumed run continues with other seeds than it began with."""
-        self.collector.start((self.hp.seed + 1_000_003 * self.resumes) % _MAX_SEED)
+        """Begin in the environments, or go on in them; new episodes of a resumed run have other seeds than before."""
+        self.collector.start((self.hp.seed + 1_000_003 * self.resumes) % _MAX_SEED, self._resumed_lanes)
+        self._resumed_lanes = []
 
     def update(self) -> dict[str, float]:
         """Learn from what is new, then renormalise and rebuild what acting remembers."""
@@ -129,11 +167,26 @@ class TrainingSession:
             version=self.collector.version,
             progress=self.collector.env_steps / self.hp.max_steps,
         )
-        self.collector.version += 1
+        if metrics:
+            metrics |= self.lag.metrics(self.store, first, last, self.collector.version)
+            self.collector.version += 1
+            self.lag.renewed(self.collector.version, self.collector.env_steps)
         if self.hp.normalize_observations:
             self._normalise(first, last)
-        self.rebuild_cache()
+        self._refresh_acting()
         return metrics
+
+    def _refresh_acting(self) -> None:
+        """Have the acting policy take over what was learned, from time to time where little is learned at a time."""
+        self._since_refresh += 1
+        if self.hp.algorithm == "offpolicy" and self._since_refresh < _REFRESH_EVERY:
+            return
+        self._since_refresh = 0
+        if self.acting is not self.model:
+            self.acting.load_state_dict(self.model.state_dict())
+            progress = self.collector.env_steps / self.hp.max_steps
+            add_parameter_noise(self.acting, self.collector.explorer.parameter_noise, progress, self.generator)
+        self.rebuild_cache()
 
     def rebuild_cache(self) -> None:
         """Recompute what the acting policy remembers of the last tokens, with its weights of now."""
@@ -142,9 +195,9 @@ class TrainingSession:
         count = max(1, -(-config.context_tokens // window)) * window
         streams = np.arange(self.store.num_streams)
         end = self.store.position + self.collector.in_flight()
-        inputs, starts = read_tokens(self.store, streams, end - count, count, self.model.encoder, self.device)
+        inputs, starts = read_tokens(self.store, streams, end - count, count, self.acting.encoder, self.device)
         with torch.inference_mode():
-            self.model.rebuild_cache(inputs, starts, self.collector.cache, slice(0, len(streams)))
+            self.acting.rebuild_cache(inputs, starts, self.collector.cache, slice(0, len(streams)))
 
     def _normalise(self, first: np.ndarray[Any, Any], last: np.ndarray[Any, Any]) -> None:
         width = self.observations.mean.size
@@ -163,22 +216,24 @@ class TrainingSession:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the run goes on from, as tensors, numbers, texts, lists and dicts."""
-        episodes = self.collector.episodes
+        replay = -(-int(self.hp.checkpoint_replay or 0) // self.store.num_streams)
         return {
             "model": self._sizes(),
             "spaces": [repr(self.model.observation_space), repr(self.model.action_space)],
             "learner": self.learner.state_dict(),
-            "rewards": self.rewards.moments.state_dict(),
+            "rewards": self.rewards.state_dict(),
             "observations": self.observations.state_dict(),
             "generator": self.generator.get_state(),
             "best": self.best.state_dict(),
-            "version": self.collector.version,
             "resumes": self.resumes,
-            "episodes": {
-                "count": episodes.count,
-                "returns": list(episodes.returns),
-                "lengths": list(episodes.lengths),
+            "lag": self.lag.state_dict(),
+            "acting": {
+                "since_refresh": self._since_refresh,
+                "weights": None if self.acting is self.model else self.acting.state_dict(),
+                **self.collector.explorer.state_dict(),
             },
+            "collector": self.collector.state_dict(),
+            "streams": self.store.state_dict(self._context, replay),
         }
 
     def _sizes(self) -> dict[str, Any]:
@@ -203,14 +258,23 @@ class TrainingSession:
         if state["spaces"] != spaces_now:
             raise ConfigError(f"the run to resume has the spaces {state['spaces']}, the environment {spaces_now}")
         self.learner.load_state_dict(state["learner"])
-        self.rewards.moments.load_state_dict(state["rewards"])
+        self.rewards.load_state_dict(state["rewards"])
         self.observations.load_state_dict(state["observations"])
         self.generator.set_state(state["generator"])
         self.best.load_state_dict(state["best"])
         self.resumes = int(state["resumes"]) + 1
-        self.collector.version = int(state["version"])
-        self.collector.env_steps = int(state["env_steps"])
-        episodes = self.collector.episodes
-        episodes.count = int(state["episodes"]["count"])
-        episodes.returns.extend(state["episodes"]["returns"])
-        episodes.lengths.extend(state["episodes"]["lengths"])
+        self.lag.load_state_dict(state["lag"])
+        self._since_refresh = int(state["acting"]["since_refresh"])
+        if self.acting is not self.model and state["acting"]["weights"] is not None:
+            self.acting.load_state_dict(state["acting"]["weights"])
+        self.collector.load_state_dict(state["collector"])
+        if len(state["streams"]["position"]) == self.store.num_streams:
+            self.store.load_state_dict(state["streams"])
+            self.collector.explorer.load_state_dict(state["acting"])
+            self._resumed_lanes = state["collector"]["lanes"]
+        else:
+            logger.warning(
+                "the run had %d agents, now %d: it goes on with empty streams and new episodes",
+                len(state["streams"]["position"]),
+                self.store.num_streams,
+            )

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from agentgpt_remote.errors import ConfigError
@@ -13,6 +14,7 @@ from agentgpt_remote.errors import ConfigError
 logger = logging.getLogger("agentgpt_remote.trainer")
 MAX_STORE_BYTES = 8 * 2**30
 _SCALAR_BYTES = 32  # of a token, beside observation, action and mask
+_COMPLETED = ("action", "log_prob", "version", "reward", "terminated", "truncated", "valid")
 
 
 class StreamStore:
@@ -35,6 +37,8 @@ class StreamStore:
         trained: int64 array (num_streams,): tokens before this one have been trained on.
         pixels: uint8 array (num_streams, capacity, pixel_width): images of the observations.
         action_mask: bool array (num_streams, capacity, categories): what was allowed; None until there is a mask.
+        begun: int64 array (num_streams,): tokens before this one were never stored here.
+        opened: bool array (num_streams,): streams that have an open token.
 
     Raises:
         ConfigError: it would take more than 8 GiB.
@@ -75,6 +79,8 @@ class StreamStore:
         self.valid = np.zeros(shape, np.bool_)
         self.position = np.zeros(num_streams, np.int64)
         self.trained = np.zeros(num_streams, np.int64)
+        self.begun = np.zeros(num_streams, np.int64)
+        self.opened = np.zeros(num_streams, np.bool_)
 
     def open(
         self,
@@ -97,12 +103,16 @@ class StreamStore:
         rows, index = self._at(streams)
         self.obs[rows, index] = obs
         self.is_first[rows, index] = is_first
+        self.opened[streams] = True
         if pixels is not None:
             self.pixels[rows, index] = pixels
         if action_mask is not None and self.action_mask is None:
-            self.action_mask = np.ones((self.num_streams, self.capacity, action_mask.shape[1]), np.bool_)
+            self._mask_actions(action_mask.shape[1])
         if self.action_mask is not None:
             self.action_mask[rows, index] = True if action_mask is None else action_mask
+
+    def _mask_actions(self, width: int) -> None:
+        self.action_mask = np.ones((self.num_streams, self.capacity, width), np.bool_)
 
     def act(self, streams: slice, action: NDArray[Any], log_prob: NDArray[Any], version: int) -> None:
         """Store the decision taken at the open tokens: compact action (n, action_width), log-probability (n,)."""
@@ -134,6 +144,61 @@ class StreamStore:
         ended = self.terminated[rows, last]
         self.truncated[rows, last] |= ~ended & self.valid[rows, last]
 
+    def restart(self, streams: slice) -> None:
+        """End the streams' episodes where they are, for new ones to be opened.
+
+        The open token becomes the episode's last one, from which the value is bootstrapped; nothing is joined.
+        """
+        self.cut(streams)
+        for stream in range(streams.start, streams.stop):
+            if self.opened[stream]:
+                no = np.zeros(1, np.bool_)
+                self.complete(slice(stream, stream + 1), np.zeros(1), no, no, no)
+                self.opened[stream] = False
+
+    def oldest(self) -> NDArray[np.int64]:
+        """Return the oldest token that each stream still holds, int64 (num_streams,)."""
+        return np.maximum(self.begun, self.position - self.capacity + 1)
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that hold one row per token, without those whose rows are empty."""
+        shape = (self.num_streams, self.capacity)
+        arrays = {name: value for name, value in vars(self).items() if getattr(value, "shape", ())[:2] == shape}
+        return {name: value for name, value in arrays.items() if value.size}
+
+    def state_dict(self, context: int, replay: int = 0) -> dict[str, Any]:
+        """Return what is untrained, what is before it, and the open tokens, as tensors.
+
+        Args:
+            context: tokens before the untrained ones that are kept per stream, as far as they are there.
+            replay: tokens that are kept per stream whether they were trained on or not.
+        """
+        first = np.maximum(np.minimum(self.trained - context, self.position - replay), self.oldest())
+        rows, tokens = _ragged(first, self.position + 1)
+        index = tokens % self.capacity
+        arrays = {name: value[rows, index] for name, value in self._arrays().items()}
+        for name in _COMPLETED:
+            arrays[name][tokens == self.position[rows]] = 0  # what the ring held there before
+        return {
+            "arrays": {name: torch.from_numpy(value) for name, value in arrays.items()},
+            **{name: torch.from_numpy(getattr(self, name).copy()) for name in ("position", "trained", "opened")},
+            "first": torch.from_numpy(first),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned, from a store of as many streams; the capacity may differ."""
+        first = state["first"].numpy()
+        for name in ("position", "trained", "opened"):
+            getattr(self, name)[:] = state[name].numpy()
+        rows, tokens = _ragged(first, self.position + 1)
+        self.begun[:] = first
+        if "action_mask" in state["arrays"]:
+            self._mask_actions(state["arrays"]["action_mask"].shape[1])
+        held = tokens >= self.oldest()[rows]
+        for name, value in self._arrays().items():
+            value[rows[held], tokens[held] % self.capacity] = state["arrays"][name].numpy()[held]
+        np.maximum(self.trained, self.oldest(), out=self.trained)
+
     def new_tokens(self) -> int:
         """Return how many completed tokens have not been trained on."""
         return int((self.position - self.trained).sum())
@@ -144,3 +209,11 @@ class StreamStore:
 
     def _at(self, streams: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.arange(streams.start, streams.stop), self.position[streams] % self.capacity
+
+
+def _ragged(first: NDArray[np.int64], stop: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return streams and tokens of one range per stream, one after the other."""
+    count = stop - first
+    rows = np.repeat(np.arange(len(first)), count)
+    tokens = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count) + first[rows]
+    return rows, tokens

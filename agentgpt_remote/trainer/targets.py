@@ -82,7 +82,12 @@ class Batch(NamedTuple):
     weight: Tensor
     action_mask: Tensor | None = None
 
-    def allowed(self, index: Tensor) -> Tensor | None:
+    def reordered(self, order: Tensor) -> Batch:
+        """Return the chunks in another order."""
+        floats = (self.action, self.log_prob, self.advantage, self.value_target, self.weight)
+        return Batch(*(part[order] for part in floats))._replace(action_mask=self.allowed(order))
+
+    def allowed(self, index: Tensor | slice) -> Tensor | None:
         """Return the action masks of some chunks."""
         return None if self.action_mask is None else self.action_mask[index]
 

@@ -57,7 +57,8 @@ def merge_infos(infos: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[s
         if all(isinstance(value, dict) for value in known):
             merged[key] = merge_infos([value or {} for value in values], sizes)
         elif all(_is_batch(value, size) for value, size in zip(values, sizes, strict=True) if value is not None):
-            merged[key] = _merge_arrays(values, known[0], sizes)
+            masks = [info.get(f"_{key}") for info in infos]
+            merged[key] = _merge_arrays(values, masks, known[0], sizes)
         else:  # a vector environment's own kind of info
             merged[key] = tuple(values)
     return merged
@@ -67,14 +68,16 @@ def _is_batch(value: Any, size: int) -> bool:
     return isinstance(value, np.ndarray) and value.ndim > 0 and len(value) == size
 
 
-def _merge_arrays(values: Sequence[Any], first: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """Return one array in the dtype of the first; what a part lacks is zero or ``None``, as Gymnasium has it."""
+def _merge_arrays(values: Sequence[Any], masks: Sequence[Any], first: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """Return one array in the dtype of the first; what an environment lacks is zero or ``None``, as in Gymnasium."""
     merged = np.zeros((sum(sizes), *first.shape[1:]), first.dtype)
     if first.dtype == object:
         merged.fill(None)
     start = 0
-    for value, size in zip(values, sizes, strict=True):
+    for value, mask, size in zip(values, masks, sizes, strict=True):
         if value is not None:
-            merged[start : start + size] = value
+            # Without its mask, what an environment lacks would be zero where others have None, or the other way round.
+            owned = mask if _is_batch(mask, size) and mask.dtype == np.bool_ else slice(None)
+            merged[start : start + size][owned] = value[owned]
         start += size
     return merged

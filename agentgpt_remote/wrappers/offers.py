@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from agentgpt_remote.errors import CapacityReached
+from agentgpt_remote.handshake import MAX_ENVS
 from agentgpt_remote.upgrade import health_url
 
 _HEALTH_TIMEOUT_S = 10.0
@@ -65,7 +66,7 @@ def spread(num_envs: int, groups: int, free: Sequence[int | None]) -> list[Part]
         CapacityReached: the hosts together have too few.
     """
     size = num_envs // groups
-    limits = [num_envs if room is None else room for room in free]
+    limits = [min(num_envs, MAX_ENVS) if room is None else room for room in free]
     if sum(limits) < num_envs:
         told = ", ".join(map(str, limits))
         raise CapacityReached(f"asked for {num_envs} environments: the hosts have {told} free. Ask for fewer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
@@ -73,9 +73,30 @@ class RemoteBase:
         """
         return [LentHost(host.url, host.token, self._envs_on(host)) for host in self._sessions.lend()]
 
+    def shareable(self) -> list[LentHost]:
+        """Return the hosts where further sessions may be opened: none whose environment exists only once."""
+        return [LentHost(host.url, host.token, None) for host in self._sessions.hosts if not host.only_one]
+
     def _envs_on(self, host: Host) -> int | None:
         """Return how many environments a host may be asked for in place of this one's; ``None`` without a limit."""
         return 1 if host.only_one else None
+
+    def __getstate__(self) -> Any:
+        """Refuse to be pickled, or copied with its session.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"a {type(self).__name__} can't be pickled or deeply copied, because its session on a host exists once: "
+            "pickle its spec, and make another with gymnasium.make(spec)"
+        )
+
+    def __copy__(self) -> Self:
+        """Return a shallow copy: another name for the same session."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called once this environment was closed."""

@@ -103,6 +103,7 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
             raise ConfigError(f"can't connect to {url!r}: one environment runs on one host; expected one URL")
         self._truncates = check_host_loss(on_host_loss)
         self._last: Any = None
+        self._last_frame: Any = None
         with fixed_type_errors():
             self._request = open_request(render_mode, env_kwargs)
             source = named_source(source)
@@ -202,10 +203,22 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
         return copy.deepcopy(last), 0.0, False, True, {HOST_LOSS: str(error)}
 
     def render(self) -> Any:
-        """Return a frame (``rgb_array``: uint8 array (height, width, 3); ``ansi``: str) or ``None``."""
+        """Return a frame (``rgb_array``: uint8 array (height, width, 3); ``ansi``: str) or ``None``.
+
+        With ``on_host_loss="truncate"``, after the loss of the host and until the next reset, it is the latest one.
+        """
         self._check_open()
-        self._transport.send(Kind.RENDER)
-        return unpack_value(self._transport.receive().extras_data)
+        try:
+            if not (self._truncates and self._transport.ended):
+                self._transport.send(Kind.RENDER)
+                frame = unpack_value(self._transport.receive().extras_data)
+                self._last_frame = frame if self._truncates else None
+                return frame
+        except (ConnectionLost, RemoteTimeout) as error:
+            if not self._is_loss(error):
+                raise
+            self._transport.abandon(str(error))
+        return copy.deepcopy(self._last_frame)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the environment on its host, or read an attribute; public names only."""

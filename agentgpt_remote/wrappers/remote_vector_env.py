@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -17,10 +19,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from agentgpt_remote.errors import ConfigError, RemoteTimeout
-from agentgpt_remote.packing import unpack_value
 from agentgpt_remote.protocol import Kind
 from agentgpt_remote.spaces import space_from_dict
-from agentgpt_remote.steps import DroppedCallback, check_count
+from agentgpt_remote.steps import DroppedCallback, WarnOnce, check_count
 from agentgpt_remote.wrappers.hosting import Host, find_hosts, fixed_type_errors
 from agentgpt_remote.wrappers.merging import merge_batches, merge_infos, slice_batch
 from agentgpt_remote.wrappers.offers import free_envs, host_health, spread
@@ -108,6 +109,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         num_envs = _count("num_envs", num_envs)
         self.groups = _count("groups", groups) or 1
         self._shards: list[Shard] = []
+        self._warn_once = WarnOnce()
         self._sent: deque[int] = deque()
         self._received_early: dict[int, Any] = {}
         with fixed_type_errors():
@@ -161,6 +163,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
             mode=self._mode,
             truncates=self._truncates,
             keeps_last=keeps_last,
+            on_dropped=self._warn_once,
         )
         for role in ("single_observation_space", "single_action_space"):
             space, expected = getattr(shard, role), getattr(self._shards[0] if self._shards else shard, role)
@@ -232,9 +235,11 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
             self._only.send_reset(seed, options)
             return
         seeds, masks = self._seeds_by_shard(seed), self._masks_by_shard(options)
+        requests = []
         for shard, own_seed, mask in zip(self._shards, seeds, masks, strict=True):
             own_options = options if mask is None or options is None else {**options, "reset_mask": mask}
-            shard.send_reset(own_seed, own_options)
+            requests.append(partial(shard.send_reset, own_seed, own_options))
+        self._start(self._shards, requests)
 
     def _seeds_by_shard(self, seed: Any) -> list[Any]:
         if seed is None:
@@ -394,8 +399,19 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         own = [slice_batch(space, actions, shard.start - start, shard.stop - start) for shard in shards]
         # All or none: a shard with an action that can't be sent must not leave the others stepping.
         requests = [shard.encode_actions(part) for shard, part in zip(shards, own, strict=True)]
-        for shard, request in zip(shards, requests, strict=True):
-            shard.send_step(request)
+        self._start(
+            shards, [partial(shard.send_step, request) for shard, request in zip(shards, requests, strict=True)]
+        )
+
+    def _start(self, shards: list[Shard], requests: Sequence[Callable[[], None]]) -> None:
+        """Send the request of each shard; where one can't be sent, no other is left pending."""
+        for index, send in enumerate(requests):
+            try:
+                send()
+            except Exception:
+                with contextlib.suppress(Exception):  # told below is what failed first
+                    self._collect(shards[:index], None)
+                raise
 
     def _collect(self, shards: list[Shard], timeout_s: float | None) -> list[Any]:
         """Return the replies of all shards, or raise the first error once all have replied."""
@@ -460,6 +476,11 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         pending = self._pending_shards()
         return bool(pending) and all(shard.ready() for shard in pending)
 
+    @property
+    def connected(self) -> bool:
+        """Whether no connection is down; taking a reply while one is waits until the session resumes, or can't."""
+        return all(shard.transport.connection is not None for shard in self._shards)
+
     def _pending_shards(self) -> list[Shard]:
         return [shard for shard in self._shards if shard.pending is not None]
 
@@ -468,12 +489,17 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         return bool(pending) and all(shard.has_reply() for shard in pending)
 
     def render(self) -> tuple[Any, ...] | None:
-        """Return a frame of each environment."""
+        """Return a frame of each environment; of those whose host was lost, until they go on, the latest one."""
         self._check_free("render")
         for shard in self._shards:
-            shard.transport.send(Kind.RENDER)
-        frames = [unpack_value(shard.transport.receive().extras_data) for shard in self._shards]
-        return None if frames[0] is None else tuple(itertools.chain.from_iterable(frames))
+            shard.send_render()
+        frames = [shard.receive_render() for shard in self._shards]
+        if all(part is None for part in frames):
+            return None
+        known = [
+            (None,) * shard.num_envs if part is None else part for shard, part in zip(self._shards, frames, strict=True)
+        ]
+        return tuple(itertools.chain.from_iterable(known))
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of each environment, or read an attribute; public names only."""

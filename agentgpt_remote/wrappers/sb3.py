@@ -189,7 +189,9 @@ class SB3VecEnv(VecEnv):
         """
         if indices is None:
             return list(self._of_each(self.envs.call, method_name, *method_args, **method_kwargs))
-        chosen = list(self._get_indices(indices))
+        chosen = [
+            index + self.num_envs if -self.num_envs <= index < 0 else index for index in self._get_indices(indices)
+        ]
         return list(self._of_each(self.envs.call_some, chosen, method_name, *method_args, **method_kwargs))
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:

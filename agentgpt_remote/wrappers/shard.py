@@ -14,10 +14,10 @@ from gymnasium.vector.utils import batch_space, iterate
 from agentgpt_remote.connection import wait_readable
 from agentgpt_remote.errors import ConnectionLost, RemoteTimeout
 from agentgpt_remote.handshake import Open
-from agentgpt_remote.packing import pack_value
+from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Envelope, Kind
 from agentgpt_remote.spaces import space_from_dict
-from agentgpt_remote.steps import Payload, VectorCodec
+from agentgpt_remote.steps import DroppedCallback, Payload, VectorCodec
 from agentgpt_remote.wrappers.hosting import Host, Sessions
 from agentgpt_remote.wrappers.remote_base import HOST_LOSS
 
@@ -40,6 +40,7 @@ class Shard:
         mode: when an environment whose episode ended is reset.
         truncates: whether the loss of the host truncates the episodes, which go on in new environments elsewhere.
         keeps_last: whether a reset of other shards alone repeats its latest observations.
+        on_dropped: is told the parts of infos that the host could not send, instead of a warning.
 
     Attributes:
         opened: the host's answer to the handshake.
@@ -59,6 +60,7 @@ class Shard:
         mode: AutoresetMode,
         truncates: bool,
         keeps_last: bool,
+        on_dropped: DroppedCallback | None = None,
     ) -> None:
         self._sessions, self._host, self._request = sessions, host, request
         self.transport = sessions.open(host, request)
@@ -67,10 +69,11 @@ class Shard:
         self.start, self.stop, self.group = start, start + self.num_envs, group
         self.single_observation_space = space_from_dict(opened.observation_space, "observation")
         self.single_action_space = space_from_dict(opened.action_space, "action")
-        self.codec = VectorCodec(self.single_observation_space, self.single_action_space, self.num_envs)
+        self.codec = VectorCodec(self.single_observation_space, self.single_action_space, self.num_envs, on_dropped)
         self._mode, self._truncates, self._keeps_last = mode, truncates, keeps_last or truncates
         self.pending: Kind | None = None
         self._last: Any = None
+        self._last_frames: Any = None
         self._loss: Exception | None = None  # why the session was lost while a step was sent
         self._is_new = False  # the environments replace lost ones, and were not reset yet
         self._steps_by_reset = False
@@ -119,8 +122,9 @@ class Shard:
         """Start a step with encoded actions."""
         parts, flags, extras = actions
         self._loss = None
-        if self._is_new and self._mode is AutoresetMode.NEXT_STEP:
-            self._reset_arguments, self._steps_by_reset = (None, None), True
+        self._steps_by_reset = self._is_new and self._mode is AutoresetMode.NEXT_STEP
+        if self._steps_by_reset:
+            self._reset_arguments = (None, None)
             self._send_reset()
         else:
             try:
@@ -189,6 +193,29 @@ class Shard:
                     self._last = step[0]
                 return step
         return self._truncated(self._loss)
+
+    def send_render(self) -> None:
+        """Ask for the frames, unless the session is lost."""
+        if not self._is_lost:
+            self.transport.send(Kind.RENDER)
+
+    def receive_render(self) -> tuple[Any, ...] | None:
+        """Return a frame of each environment: after the loss of their host, and until they go on, the latest ones."""
+        if not self._is_lost:
+            try:
+                frames = unpack_value(self.transport.receive().extras_data)
+            except (ConnectionLost, RemoteTimeout) as error:
+                if not self._is_loss(error):
+                    raise
+                self.transport.abandon(str(error))
+            else:
+                self._last_frames = frames if self._truncates else None
+                return frames  # type: ignore[no-any-return]
+        return copy.deepcopy(self._last_frames)  # type: ignore[no-any-return]
+
+    @property
+    def _is_lost(self) -> bool:
+        return self._truncates and self.transport.ended is not None
 
     def _receive(self, timeout_s: float | None) -> Envelope:
         try:

@@ -207,7 +207,7 @@ class SessionTransport:
             except RemoteTimeout as error:
                 raise RemoteTimeout(
                     f"no reply from {self.url} within {timeout_s:g} s: the environment is slow or hangs. "
-                    "Wait longer with request_timeout_s="
+                    "Wait longer with request_timeout_s= (or step_timeout_s= of the host, where a worker of it runs it)"
                 ) from error
             except ProtocolError as error:
                 self._end(str(error))
@@ -334,7 +334,7 @@ class SessionTransport:
             with contextlib.suppress(AgentGPTError, OSError):  # a host that is gone has ended the session too
                 connection.send(self._session.request(Kind.CLOSE, []))
                 self._await_close(connection)
-        self._end("the environment was closed")
+        self._end(self._ended or "the environment was closed")
 
     def _await_close(self, connection: WebSocketConnection) -> None:
         deadline = time.monotonic() + _CLOSE_TIMEOUT_S

@@ -22,6 +22,7 @@ from agentgpt_remote.processes import ChildProcess
 from agentgpt_remote.protocol import Kind, join_message, parse_envelope
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
+from tests.conftest import ServeFunction
 from tests.server.host_process import start_host
 from tests.support import wait_until
 from tests.wire.equality import exactly_equal
@@ -233,6 +234,17 @@ def test_host_refuses_a_number_of_envs_out_of_range_itself(num_envs: int, url: s
 def test_more_envs_than_the_host_offers_name_its_limit(num_envs: int, url: str) -> None:
     with pytest.raises(CapacityReached, match=rf"asked for {num_envs} .* num_envs={MAX_ENVS}, 1 of them in use"):
         RemoteVectorEnv(url=url, num_envs=num_envs, env_id="CartPole-v1")
+
+
+@pytest.mark.parametrize("urls", [1, 2])
+@pytest.mark.parametrize("num_envs", [2**30, 2**63 - 1])
+def test_number_of_envs_that_no_host_holds_is_refused_by_one_without_a_limit(
+    num_envs: int, urls: int, serve_here: ServeFunction
+) -> None:
+    hosts = [serve_here("CartPole-v1").url for _ in range(urls)]
+    with pytest.raises(CapacityReached, match=rf"asked for {num_envs} environments: .* 1048576.* Ask for fewer"):
+        RemoteVectorEnv(url=hosts, num_envs=num_envs)
+    RemoteVectorEnv(url=hosts, num_envs=2).close()
 
 
 def test_host_at_its_session_limit_names_it(url: str) -> None:

@@ -35,7 +35,7 @@ from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 from tests.conftest import ServeFunction
 from tests.support import wait_until
 from tests.wrappers.doomed_envs import HANG
-from tests.wrappers.odd_envs import CountingEnv, SlowEnv, StuckEnv
+from tests.wrappers.odd_envs import BoundEnv, CountingEnv, EmptyEnv, LateEnv, LoopingEnv, SlowEnv, StuckEnv
 
 
 def _health(server: BackgroundServer) -> dict[str, Any]:
@@ -320,3 +320,32 @@ def test_env_that_hangs_on_the_event_loop_is_interrupted() -> None:
             assert other.step(0)[0].tolist() == [1, 1, 0]
         process.terminate()
         assert process.wait(20) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("kind", [LoopingEnv, BoundEnv])
+@pytest.mark.parametrize("num_envs", [None, 2])
+def test_env_that_needs_an_event_loop_or_a_thread_of_its_own_steps_on(
+    kind: Any, num_envs: int | None, serve_here: ServeFunction
+) -> None:
+    url = serve_here(kind, workers=0).url
+    env: Any = RemoteEnv(url=url) if num_envs is None else RemoteVectorEnv(url=url, num_envs=num_envs)
+    with env:
+        for _ in range(3):
+            env.reset()
+            for _ in range(20):  # so that it counts as cheap
+                env.step(env.action_space.sample())
+
+
+def test_vector_whose_observations_have_an_axis_of_no_length_steps(serve_here: ServeFunction) -> None:
+    with RemoteVectorEnv(url=serve_here(EmptyEnv).url, num_envs=3) as envs:
+        envs.reset()
+        assert envs.step(np.zeros(3, np.int64))[0].shape == (3, 2, 0)
+
+
+def test_env_that_is_made_after_its_client_gave_up_is_closed(serve_here: ServeFunction) -> None:
+    url = serve_here(LateEnv, step_timeout_s=0.1, workers=0).url
+    with pytest.raises(RemoteTimeout, match="constructor took longer"):
+        RemoteEnv(url=url)
+    LateEnv.event.set()
+    assert LateEnv.closed.wait(10.0)
+    RemoteEnv(url=url).close()

@@ -236,6 +236,18 @@ def test_dropped_infos_are_named_in_each_reply(connect: Connect) -> None:
         assert "count" in reply["info"]
 
 
+def test_keys_of_the_same_text_are_one_kept_and_one_named(connect: Connect) -> None:
+    class NumberingEnv(CountingEnv):
+        def step(self, action: Any) -> Any:
+            return *super().step(action)[:4], {"1": "text", 1: "number"}
+
+    client = connect(NumberingEnv)
+    client.make()
+    client.reset()
+    reply = client.step(0)
+    assert (reply["info"], reply["dropped_info"]) == ({"1": "text"}, ["1"])
+
+
 def test_session_is_described(connect: Connect) -> None:
     client = connect("CartPole-v1")
     made = client.make(source="CartPole-v1")

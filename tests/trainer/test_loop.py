@@ -57,7 +57,10 @@ def test_train_learns_a_nested_action_space_and_fills_the_run_folder(tmp_path: P
     assert not result.stopped
     assert [p.env_steps for p in seen] == [row["env_steps"] for row in read_metrics(tmp_path / "metrics.jsonl")]
     config = json.loads((tmp_path / "config.json").read_text())
-    assert None not in {k: v for k, v in config["hyperparameters"].items() if k != "env_id"}.values()
+    assert (
+        None
+        not in {k: v for k, v in config["hyperparameters"].items() if k not in ("env_id", "wandb_project")}.values()
+    )
     assert Hyperparameters.from_dict(config["hyperparameters"]).max_steps == 6000
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "tensorboard").iterdir())
@@ -124,7 +127,9 @@ def test_stop_event_ends_with_checkpoint_and_bundle(tmp_path: Path, envs: SyncVe
 
 def test_observation_that_is_not_finite_names_lane_and_agent(tmp_path: Path) -> None:
     made = SyncVectorEnv([Echo, lambda: Echo(bad_step=150)])
-    with pytest.raises(TrainingFailed, match=r"envs\[0\]: the observation of agent 1 is not finite") as caught:
+    with pytest.raises(
+        TrainingFailed, match=r"envs\[0\]: the observation of agent 1 at step 168 is not finite"
+    ) as caught:
         train(Hyperparameters(max_steps=10_000, **SMALL), run_dir=tmp_path, envs=[made])
     assert "nan" in str(caught.value)
     made.close()

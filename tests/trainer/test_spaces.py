@@ -13,11 +13,13 @@ from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 
 from agentgpt_remote.errors import ConfigError, TrainingFailed
+from agentgpt_remote.metrics import read_metrics
 from agentgpt_remote.policy.features import ObservationFeatures
 from agentgpt_remote.policy.gpt_policy import GPTPolicy
 from agentgpt_remote.trainer.evaluation import evaluate
+from agentgpt_remote.trainer.exploration import Exploration
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
-from agentgpt_remote.trainer.lanes import Lane
+from agentgpt_remote.trainer.lanes import Lane, Observed
 from agentgpt_remote.trainer.loop import train
 from agentgpt_remote.trainer.sampler import Window, cut_chunks
 from agentgpt_remote.trainer.session import TrainingSession
@@ -71,6 +73,11 @@ class Everything(gym.Env[Any, Any]):
 def lane_of(*envs: Any) -> Lane:
     made = SyncVectorEnv(list(envs))
     return Lane("sim-7", made, ObservationFeatures(made.single_observation_space), 10.0)
+
+
+def reset(lane: Lane, seed: int) -> Observed:
+    lane.send_reset(seed)
+    return lane.receive_reset()
 
 
 def session_of(lane: Lane, **values: Any) -> TrainingSession:
@@ -181,7 +188,7 @@ class Marked(gym.Env[Any, Any]):
 )
 def test_wrong_mask_names_lane_agent_and_shape(mask: Any, text: str) -> None:
     lane = lane_of(lambda: Marked(None), lambda: Marked(mask))
-    assert lane.reset(0).action_mask is None
+    assert reset(lane, 0).action_mask is None
     lane.send(np.zeros(2, np.int64))
     with pytest.raises(TrainingFailed, match=text):
         lane.receive()
@@ -191,7 +198,7 @@ def test_masks_come_over_the_socket_as_they_are() -> None:
     local = lane_of(doors, doors)
     with RemoteVectorEnv("examples.envs:doors", num_envs=2) as remote_envs:
         remote = Lane("remote", remote_envs, local.features, 20.0)
-        seen, wanted = remote.reset(3), local.reset(3)
+        seen, wanted = reset(remote, 3), reset(local, 3)
         for _ in range(25):
             assert wanted.action_mask is not None
             np.testing.assert_array_equal(seen.action_mask, wanted.action_mask)
@@ -209,6 +216,84 @@ def test_masked_task_is_learned_without_an_illegal_action(tmp_path: Path) -> Non
         envs.reset(seed=0)
         with pytest.raises(ValueError, match="is locked"):
             envs.step(np.full(16, 3))  # of 16 rooms one has it locked
+
+
+class Push(gym.Env[Any, Any]):
+    """An image is bright or dark, and a push to the right or to the left pays; episodes of 6 steps."""
+
+    observation_space, action_space = spaces.Box(0, 255, (16, 16), np.uint8), spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._steps = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward = float(action[0]) * (1 if self._bright else -1)
+        self._steps += 1
+        return self._observe(), reward, False, self._steps == 6, {}
+
+    def _observe(self) -> Any:
+        self._bright = bool(self.np_random.integers(2))
+        return np.full((16, 16), 200 if self._bright else 20, np.uint8)
+
+
+OFF_POLICY: dict[str, Any] = {
+    **{"algorithm": "offpolicy", "d_model": 32, "num_heads": 2, "num_layers": 1, "max_input_states": 4},
+    **{"chunk_steps": 7, "batch_size": 56, "learning_starts": 64, "use_tensorboard": False},
+}
+
+
+@pytest.mark.parametrize("exploration", ["none", "epsilon_greedy"])
+@pytest.mark.parametrize("make", [catch, doors, Everything])
+def test_off_policy_runs_read_images_and_take_no_illegal_action(tmp_path: Path, make: Any, exploration: Any) -> None:
+    noise = {"discrete": Exploration(type=exploration, initial=0.5, final=0.5)}
+    hyperparameters = Hyperparameters(**OFF_POLICY, max_steps=1500, replay_ratio=2.0, exploration=noise)
+    envs = SyncVectorEnv([make] * 4)  # an illegal action raises
+    assert train(hyperparameters, run_dir=tmp_path, envs=[envs]).env_steps >= 1500
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "train/policy_loss" in row]
+    assert rows
+    assert all(np.isfinite(value) for row in rows for name, value in row.items() if name.startswith("train/"))
+    with GPTPolicy(tmp_path / "policy", deterministic=False) as policy:
+        evaluate(policy, envs, episodes=8)
+    envs.close()
+
+
+def test_off_policy_learns_continuous_actions_from_images(tmp_path: Path) -> None:
+    envs = SyncVectorEnv([Push] * 8)
+    hyperparameters = Hyperparameters(**{**OFF_POLICY, "replay_ratio": 8, "lr_init": 3e-3, "max_steps": 3000})
+    train(hyperparameters, run_dir=tmp_path, envs=[envs])
+    with GPTPolicy(tmp_path / "policy") as policy:
+        assert evaluate(policy, envs, episodes=24).mean > 4  # 6 at best, 0 at random
+    envs.close()
+
+
+def test_off_policy_learns_a_masked_task(tmp_path: Path) -> None:
+    envs = SyncVectorEnv([doors] * 8)
+    hyperparameters = Hyperparameters(**{**OFF_POLICY, "replay_ratio": 8, "lr_init": 3e-3, "max_steps": 4000})
+    train(hyperparameters, run_dir=tmp_path, envs=[envs])
+    with GPTPolicy(tmp_path / "policy") as policy:
+        assert evaluate(policy, envs, episodes=24).mean > 0.8  # 1 at best, 0.33 at random
+    envs.close()
+
+
+def test_entropy_that_is_held_is_a_part_of_what_the_masks_leave() -> None:
+    session = session_of(lane_of(doors, doors), **OFF_POLICY, rollout_steps=64)
+    session.start()
+    session.collector.collect(128, lambda: False)
+    learner: Any = session.learner
+    replay = learner.draw(session.store, version=0)
+    assert replay.action_mask is not None
+    assert replay.action_mask[:, :-1][replay.weight.bool()].sum(-1).eq(3).all(), "three of eight doors are open"
+    assert learner._wanted_entropy(replay) == pytest.approx(session.hp.entropy_target * np.log(3), rel=1e-5)
+
+
+def test_greedy_evaluation_during_training_obeys_masks(tmp_path: Path) -> None:
+    values = {**SMALL, "env_id": "examples.envs:doors", "num_envs": 4, "max_steps": 1200, "eval_interval_steps": 500}
+    train(Hyperparameters(**values, use_tensorboard=False), run_dir=tmp_path)
+    rows = list(read_metrics(tmp_path / "metrics.jsonl"))
+    assert any("rollout/greedy_return" in row for row in rows)
+    assert rows[-1]["env_steps"] >= 1000
 
 
 @pytest.mark.slow

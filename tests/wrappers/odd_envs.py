@@ -181,6 +181,71 @@ class UnsendableEnv(CountingEnv):
         return observation, reward, terminated, truncated, {**info, "simulator": self}
 
 
+class SometimesEnv(CountingEnv):
+    """Its infos hold a number, ``None`` or nothing, as its seed says."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.kind = 0 if seed is None else seed % 3
+        return super().reset(seed=seed, options=options)[0], self._info()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return *super().step(action)[:4], self._info()
+
+    def _info(self) -> dict[str, Any]:
+        known: dict[str, Any] = [{"hit": None}, {"hit": 3 + self.count}, {}][self.kind]
+        return {"lap": known} | known
+
+
+class EmptyEnv(CountingEnv):
+    """Its observations have an axis of no length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = Box(-1, 1, (2, 0), dtype=np.float64)
+
+    def _observe(self, action: float) -> np.ndarray:
+        return np.zeros((2, 0))
+
+
+class LoopingEnv(CountingEnv):
+    """Asks its simulator through an event loop, for one moment of each step."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return asyncio.run(self._step(action))
+
+    async def _step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        await asyncio.sleep(0)
+        return super().step(action)
+
+
+class BoundEnv(CountingEnv):
+    """Must be used in the thread that made it, as an SQLite connection must, and says so."""
+
+    metadata = {**CountingEnv.metadata, "thread_bound": True}  # noqa: RUF012
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.thread = threading.get_ident()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if threading.get_ident() != self.thread:
+            raise RuntimeError("used in another thread")
+        return super().step(action)
+
+
+class LateEnv(CountingEnv):
+    """Is made only when ``event`` is set, and sets ``closed`` when it is closed."""
+
+    event, closed = threading.Event(), threading.Event()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event.wait(30.0)
+
+    def close(self) -> None:
+        self.closed.set()
+
+
 class OddText(gym.spaces.Text):
     """A space of a kind of its own."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import socket
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -26,8 +29,10 @@ from agentgpt_remote.errors import (
     RemoteEnvError,
     RemoteTimeout,
 )
+from agentgpt_remote.processes import ChildProcess
 from agentgpt_remote.server.serve import serve
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
+from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 from tests.conftest import ServeFunction
 from tests.wrappers.odd_envs import (
     CountingEnv,
@@ -279,7 +284,17 @@ def test_whatever_an_env_raises_reaches_the_client_and_the_host_lives_on(
         assert env.step(0)[1] == 0.1
 
 
-def test_own_host_that_crashed_is_told_at_once_with_its_last_words() -> None:
+@pytest.mark.parametrize("delay_s", [0.0, 0.3])
+def test_own_host_that_crashed_is_told_at_once_with_its_last_words(
+    delay_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = ChildProcess._write_log
+
+    def write_late(child: ChildProcess, output: bytes) -> None:
+        time.sleep(delay_s)  # as on a machine where many wait for a processor
+        write(child, output)
+
+    monkeypatch.setattr(ChildProcess, "_write_log", write_late)
     with RemoteEnv(QuittingEnv) as env:
         env.reset()
         before = time.monotonic()
@@ -306,6 +321,16 @@ def test_source_may_carry_the_prefix_of_remote_ids() -> None:
         assert env.spec is not None
         assert env.spec.id == "agentgpt/CartPole-v1"
         assert env.reset(seed=0)[0].shape == (4,)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_copy_is_refused_and_says_what_to_copy(copied: Callable[[Any], Any], serve_here: ServeFunction) -> None:
+    url = serve_here("CartPole-v1").url
+    with RemoteEnv(url=url) as env, RemoteVectorEnv(url=url) as envs:
+        for remote in (env, envs):
+            with pytest.raises(TypeError, match=f"a {type(remote).__name__} can't be pickled or deeply copied.*spec"):
+                copied(remote)
+        assert env.reset(seed=1)[0].shape == (4,)
 
 
 def test_argument_that_the_constructor_does_not_take_is_a_type_error() -> None:

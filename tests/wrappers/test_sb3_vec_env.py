@@ -215,7 +215,7 @@ def test_attributes_and_methods_by_index(serve_here: ServeFunction) -> None:
         assert envs.step(np.array([0, 1, 2]))[2].tolist() == [False, True, False]
         assert envs.env_method("add", 1, times=10) == [12, 10, 12]
         assert envs.env_method("add", 1, indices=[1, 0, 2]) == [1, 3, 3]
-        assert envs.env_method("add", 1, indices=[2]) == [3]
+        assert envs.env_method("add", 1, indices=[2]) == envs.env_method("add", 1, indices=-1) == [3]
         with pytest.raises(ConfigError, match=r"indices=\[3\] are out of range: expected 0 to 2"):
             envs.env_method("add", 1, indices=3)
         assert (envs.has_attr("add"), envs.has_attr("nothing")) == (True, False)

@@ -21,13 +21,22 @@ from agentgpt_remote.errors import (
     RemoteEnvError,
     RemoteTimeout,
 )
+from agentgpt_remote.server import serve
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_ready
 from tests.conftest import ServeFunction
 from tests.wire.equality import exactly_equal
 from tests.wrappers.doomed_envs import CRASH, HANG, DoomedEnv
-from tests.wrappers.odd_envs import CountingEnv, FragileEnv, OwnVectorEnv, SlowEnv, TangledEnv
+from tests.wrappers.odd_envs import (
+    CountingEnv,
+    FragileEnv,
+    OwnVectorEnv,
+    SlowEnv,
+    SometimesEnv,
+    TangledEnv,
+    UnsendableEnv,
+)
 
 DOOMED = "tests.wrappers.doomed_envs:DoomedEnv"
 
@@ -73,6 +82,32 @@ def test_vector_over_two_hosts_equals_one_of_them_all(
                         local.reset(options={"reset_mask": mask.copy()}),
                     )
         local.close()
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("seeds", [[0, 2, 1, 2], [2, 1, 2, 1], [2, 2, 2, 0]])
+def test_infos_that_some_environments_lack_are_those_of_one_vector(
+    seeds: list[int], mode: AutoresetMode, serve_here: ServeFunction
+) -> None:
+    urls = [serve_here(SometimesEnv, num_envs=2).url, serve_here(SometimesEnv, num_envs=2).url]
+    local = SyncVectorEnv([SometimesEnv] * 4, autoreset_mode=mode)
+    with RemoteVectorEnv(url=urls, num_envs=4, autoreset_mode=mode) as remote:
+        assert exactly_equal(remote.reset(seed=seeds), local.reset(seed=seeds))
+        for _ in range(5):
+            assert exactly_equal(remote.step(_zeros(4)), local.step(_zeros(4)))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_info_that_cannot_be_sent_is_one_warning_for_all_hosts_and_groups(
+    groups: int, serve_here: ServeFunction
+) -> None:
+    urls = [serve_here(UnsendableEnv, num_envs=2).url, serve_here(UnsendableEnv, num_envs=2).url]
+    with RemoteVectorEnv(url=urls, num_envs=4, groups=groups) as envs:
+        envs.reset()
+        with pytest.warns(UserWarning, match="simulator") as caught:
+            envs.step(_zeros(4))
+        assert len(caught) == 1
+        envs.step(_zeros(4))  # a warning is an error here
 
 
 def test_reset_mask_of_one_host_leaves_the_others_where_they_are(serve_here: ServeFunction) -> None:
@@ -289,6 +324,66 @@ def test_all_hosts_lost_is_an_error_in_time() -> None:
             with pytest.raises(ConnectionLost, match=r"no host took over from .* within 0\.5 s"):
                 envs.reset()
         assert time.monotonic() - before < 10.0
+
+
+def test_host_that_is_back_after_it_was_given_up_goes_on() -> None:
+    with serve(CountingEnv, port=0, block=False) as host:
+        envs = RemoteVectorEnv(url=host.url, num_envs=2, on_host_loss="truncate", resume_window_s=0.2)
+        envs.reset()
+    with envs:
+        assert envs.step(_zeros(2))[3].all()
+        with pytest.raises(ConnectionLost, match="no host took over"):
+            envs.step(_zeros(2))
+        with serve(CountingEnv, port=int(host.url.rpartition(":")[2]), block=False):
+            envs.reset()
+            observations, rewards, *_ = envs.step(_zeros(2))
+            assert observations[:, 1].tolist() == [1, 1]
+            assert rewards.tolist() == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_host_that_nobody_takes_over_from_leaves_nothing_pending(mode: AutoresetMode) -> None:
+    with (
+        LocalHost(CountingEnv, num_envs=2) as staying,
+        LocalHost(CountingEnv, num_envs=2) as leaving,
+        RemoteVectorEnv(
+            url=[staying.url, leaving.url],
+            token={host.url: host.token for host in (staying, leaving)},
+            autoreset_mode=mode,
+            on_host_loss="truncate",
+            resume_window_s=0.2,
+        ) as envs,
+    ):
+        envs.reset()
+        leaving.kill()
+        for _ in range(2):
+            with pytest.raises(ConnectionLost, match="no host took over"):
+                envs.reset()
+            with pytest.raises(NoAsyncCallError):
+                envs.reset_wait()
+        if mode is AutoresetMode.NEXT_STEP:
+            infos = envs.step(_zeros(4))[4]
+            assert "lost" in infos["host_loss"][2]
+            for _ in range(2):
+                with pytest.raises(ConnectionLost, match="no host took over"):
+                    envs.step(_zeros(4))
+                with pytest.raises(NoAsyncCallError):
+                    envs.step_wait()
+
+
+@pytest.mark.parametrize("num_envs", [None, 2])
+def test_frames_between_the_loss_of_a_host_and_the_reset_are_the_latest(num_envs: int | None) -> None:
+    options: dict[str, Any] = {"render_mode": "rgb_array", "on_host_loss": "truncate", "workers": 0}
+    env: Any = RemoteEnv(DOOMED, **options) if num_envs is None else RemoteVectorEnv(DOOMED, num_envs, **options)
+    with env:
+        env.reset()
+        for action in (0, 0, CRASH):
+            before = env.render()
+            assert before is not None
+            env.step(action if num_envs is None else _actions(0, action))
+        assert exactly_equal(env.render(), before)
+        env.reset()
+        assert not exactly_equal(env.render(), before)
 
 
 def test_host_that_is_not_there_yet_is_left_out_where_losses_truncate(serve_here: ServeFunction) -> None:
