@@ -133,6 +133,9 @@ TASKS = {
             source="examples.envs:repeat_previous",
             goals=_goals(0.9, ppo=65_000, offpolicy=65_000),
         ),
+        Task(name="catch", source="examples.envs:catch", goals=_goals(0.9, ppo=50_000)),
+        Task(name="dials", source="examples.envs:dials", goals=_goals(0.7, ppo=60_000)),
+        Task(name="doors", source="examples.envs:doors", goals=_goals(0.95, ppo=12_000)),
         Task(
             name="halfcheetah",
             source="HalfCheetah-v5",

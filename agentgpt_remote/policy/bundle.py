@@ -92,7 +92,8 @@ def load_bundle(path: str | Path, *, device: str = "cpu") -> Bundle:
     try:
         observation_space = space_from_dict(fields["observation_space"])
         action_space = space_from_dict(fields["action_space"])
-        config = GPTConfig.from_dict(fields["model"])
+        # A bundle that does not name the image encoder is from before there was one.
+        config = GPTConfig.from_dict({"image_encoder": "none", **fields["model"]})
         model = PolicyModel(observation_space, action_space, config)
     except (KeyError, TypeError, ConfigError, UnsupportedSpace) as error:
         raise BundleError(f"{folder / CONFIG_FILE} is damaged: {error!r}; train or export the policy again") from error

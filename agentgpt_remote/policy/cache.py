@@ -47,7 +47,7 @@ class KVCache:
         """Return the slot numbers as an int64 tensor."""
         return self._rows[slots]
 
-    def advance(self, slots: Slots, is_first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def advance(self, slots: Slots, is_first: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Count one token for each of the slots.
 
         Args:
@@ -55,16 +55,18 @@ class KVCache:
             is_first: bool tensor of shape (n,): the token begins an episode, which empties the slot.
 
         Returns:
-            The tokens' positions (n,), ring indices (n,), and the additive attention mask (n, 1, 1, window).
+            The tokens' positions (n,), ring indices (n,), the additive attention mask (n, 1, 1, window), and how
+            many tokens ago each ring index was written (n, window), where it was.
         """
         position = self.clock[slots].clone()
         index = position % self.window
         length = self.length[slots].masked_fill(is_first, 0).add_(1).clamp_(max=self.window)
         self.length[slots] = length
         self.clock[slots] = (position + 1) % self.period
-        hidden = self._age[index] >= length[:, None]
+        age = self._age[index]
+        hidden = age >= length[:, None]
         mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
-        return position, index, mask[:, None, None, :]
+        return position, index, mask[:, None, None, :], age
 
     def reset(self, slots: Slots) -> None:
         """Forget what the slots hold."""

@@ -27,9 +27,9 @@ def model_card(folder: Path, config: Mapping[str, Any]) -> str:
         "",
         f"# A GPT policy for {env_id}",
         "",
-        f"A causal transformer of {model['num_layers']} layers, width {model['d_model']} and {model['num_heads']} "
-        f"heads that sees the last {model['max_input_states']} steps; trained with agentgpt-remote "
-        f"{config['agentgpt_remote']}.",
+        f"A causal transformer ({model['gpt_type']}) of {model['num_layers']} layers, width {model['d_model']} "
+        f"and {model['num_heads']} heads, that sees the last {model['max_input_states']} steps; trained with "
+        f"agentgpt-remote {config['agentgpt_remote']}.",
         "",
         "```python",
         "from agentgpt_remote import GPTPolicy",

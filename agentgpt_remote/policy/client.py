@@ -6,11 +6,13 @@ import contextlib
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from agentgpt_remote._version import __version__
 from agentgpt_remote.codec import Layout
 from agentgpt_remote.connection import WebSocketConnection
-from agentgpt_remote.errors import AgentGPTError, ConnectionLost, InvalidObservation, ProtocolError
+from agentgpt_remote.errors import AgentGPTError, ConfigError, ConnectionLost, InvalidObservation, ProtocolError
 from agentgpt_remote.policy import wire
 from agentgpt_remote.spaces import space_from_dict
 
@@ -53,19 +55,35 @@ class RemoteSource:
             wire.check_version(welcome.protocol, welcome.version, "server")
             self.observation_space = space_from_dict(welcome.observation_space)
             self.action_space = space_from_dict(welcome.action_space)
+            self._takes_masks = welcome.action_masks
         except AgentGPTError:
             self._connection.close()
             raise
         self._observations, self._actions = Layout(self.observation_space), Layout(self.action_space)
 
-    def act(self, agent_ids: tuple[str, ...], batch: Any, ended: tuple[str, ...], deterministic: bool) -> Any:
+    def act(
+        self,
+        agent_ids: tuple[str, ...],
+        batch: Any,
+        ended: tuple[str, ...],
+        deterministic: bool,
+        action_mask: NDArray[np.bool_] | None = None,
+    ) -> Any:
         """Return a batch of actions."""
         parts: list[Any] = []
         if not self._observations.batch_parts(batch, len(agent_ids), parts):
             raise InvalidObservation("the observations do not fit the policy's observation space")
+        flags = wire.DETERMINISTIC if deterministic else 0
+        if action_mask is not None:
+            if not self._takes_masks:
+                raise ConfigError(
+                    f"action_masks: the policy server at {self._connection.url} takes none: "
+                    "upgrade agentgpt-remote there"
+                )
+            flags |= wire.MASKED
+            parts.append(np.ascontiguousarray(action_mask, np.bool_))
         same = agent_ids == self._ids
         tail = b"" if same and not ended else _tail(None if same else agent_ids, ended)
-        flags = wire.DETERMINISTIC if deterministic else 0
         frame = self._request(wire.ACT, flags, len(agent_ids), parts, tail)
         self._ids = agent_ids
         if frame.count != len(agent_ids):

@@ -12,6 +12,9 @@ from torch import Tensor
 from agentgpt_remote.policy.features import ActionFeatures
 
 _HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
+# A logit that leaves probability 0 in every float type, and finite products with it.
+_ILLEGAL = -1e9
+_MIN_LOG = -1e3
 _LOG_STD_RANGE = (-5.0, 2.0)
 _FORBIDDEN = -1e8  # log-probabilities below are those of actions that are not allowed
 _INSIDE = 1.0 - 1e-6  # the largest value whose inverse hyperbolic tangent is taken
@@ -32,6 +35,7 @@ class ActionHead:
     Attributes:
         num_params: length of the parameter vector.
         num_columns: length of the compact action vector.
+        num_categories: categories of all categorical columns.
     """
 
     def __init__(self, features: ActionFeatures, squashed: bool = False) -> None:
@@ -40,7 +44,8 @@ class ActionHead:
         self.sizes = features.category_sizes
         self.squashed = squashed
         self.bounded = torch.from_numpy(features.bounded)
-        self.num_params = (2 if squashed else 1) * self.numeric + self.binary + sum(self.sizes)
+        self.num_categories = sum(self.sizes)
+        self.num_params = (2 if squashed else 1) * self.numeric + self.binary + self.num_categories
         self.num_columns = features.width
 
 
@@ -54,9 +59,11 @@ class JointDistribution:
         head: layout of parameters and columns.
         params: float tensor of shape (..., head.num_params).
         log_std: float tensor of shape (head.numeric,).
+        action_mask: bool tensor of shape (..., head.num_categories): categories that are allowed, by column; None
+            allows all. The others have probability 0.
     """
 
-    def __init__(self, head: ActionHead, params: Tensor, log_std: Tensor) -> None:
+    def __init__(self, head: ActionHead, params: Tensor, log_std: Tensor, action_mask: Tensor | None = None) -> None:
         self._head = head
         discrete = head.numeric + head.binary + sum(head.sizes)
         self._mean = params[..., : head.numeric]
@@ -67,8 +74,12 @@ class JointDistribution:
             self._log_std = low + 0.5 * (high - low) * (1 + torch.tanh(params[..., discrete:] + log_std))
         self._logits = params[..., head.numeric : head.numeric + head.binary]
         self.log_probs: list[Tensor] = []
+        self._masked = action_mask is not None
         if head.sizes:
-            parts = torch.split(params[..., head.numeric + head.binary : discrete], list(head.sizes), dim=-1)
+            logits = params[..., head.numeric + head.binary : discrete]
+            if action_mask is not None:
+                logits = logits.masked_fill(~action_mask, _ILLEGAL)
+            parts = torch.split(logits, list(head.sizes), dim=-1)
             self.log_probs = [F.log_softmax(part, dim=-1) for part in parts]
 
     def shifted(self, noise: Tensor, mean: Tensor, deviation: float) -> JointDistribution:
@@ -143,11 +154,13 @@ class JointDistribution:
             uniform = torch.empty_like(binary).uniform_(generator=generator)
             binary = (uniform < binary.sigmoid()).to(numeric.dtype)
         # Gumbel-max with exponential variates: argmax(log p - log E).
-        categories = [
-            (lp - torch.empty_like(lp).exponential_(generator=generator).log()).argmax(-1, keepdim=True)
-            for lp in self.log_probs
-        ]
+        categories = [(lp - self._log_exponential(lp, generator)).argmax(-1, keepdim=True) for lp in self.log_probs]
         return self._columns(numeric, binary, categories)
+
+    def _log_exponential(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        drawn = torch.empty_like(like).exponential_(generator=generator).log_()
+        # A variate of 0 would make its category infinitely good, which one that is not allowed must not be.
+        return drawn.clamp_(min=_MIN_LOG) if self._masked else drawn
 
     def sample_numeric(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw actions that have numeric columns only, and their log-density; both can be differentiated.

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agentgpt_remote.policy.cnn import ImageCNN
 from agentgpt_remote.policy.features import ActionFeatures, ObservationFeatures
 
 OBSERVATION_CLIP = 10.0
@@ -19,16 +20,24 @@ class TokenInputs(NamedTuple):
     Attributes:
         numeric: float tensor of shape (..., numeric inputs).
         categories: int64 tensor of shape (..., categorical inputs): rows of the embedding table.
+        pixels: uint8 tensor of shape (..., P), the bytes of all images; None where the space has none.
     """
 
     numeric: Tensor
     categories: Tensor
+    pixels: Tensor | None = None
+
+    def tokens(self, rows: Tensor | slice, first: int, stop: int | None = None) -> TokenInputs:
+        """Return some rows of inputs of shape (B, T, ...), from their token ``first`` on, up to ``stop``."""
+        pixels = None if self.pixels is None else self.pixels[rows, first:stop]
+        return TokenInputs(self.numeric[rows, first:stop], self.categories[rows, first:stop], pixels)
 
 
 class TokenEncoder(nn.Module):
     """Sums an embedding of every leaf of the observation, the previous action and the start-of-episode flag.
 
     Numeric observations are normalised by ``obs_mean`` and ``obs_scale`` and clipped; a trainer sets them.
+    Images go through a CNN each.
     """
 
     obs_mean: Tensor
@@ -57,14 +66,17 @@ class TokenEncoder(nn.Module):
         nn.init.normal_(self.table, std=0.5)
         if self.numeric is not None:
             nn.init.normal_(self.numeric.weight, std=max(self._obs_floats, 1) ** -0.5)
+        self._cnns = [ImageCNN(leaf, width) for leaf in observations.images]
+        self.images = nn.ModuleList(self._cnns)
 
-    def prepare(self, obs: Tensor, prev_action: Tensor, is_first: Tensor) -> TokenInputs:
+    def prepare(self, obs: Tensor, prev_action: Tensor, is_first: Tensor, pixels: Tensor | None = None) -> TokenInputs:
         """Normalise, clip and index; needs no gradient.
 
         Args:
             obs: compact observations, float tensor of shape (..., Fo).
             prev_action: compact previous actions, float tensor of shape (..., Fa); ignored where is_first.
             is_first: bool tensor of shape (...).
+            pixels: uint8 tensor of shape (..., P); None where the observation has no images.
         """
         observations, actions = self.observations, self.actions
         first = is_first.unsqueeze(-1)
@@ -85,11 +97,17 @@ class TokenEncoder(nn.Module):
         columns.append(first.to(obs.dtype))
         categories = (torch.cat(columns, -1) if len(columns) > 1 else columns[0]).long() + self._offsets
         numeric = floats[0] if len(floats) == 1 else torch.cat(floats, -1) if floats else obs[..., :0]
-        return TokenInputs(numeric, categories)
+        return TokenInputs(numeric, categories, pixels)
 
     def forward(self, inputs: TokenInputs) -> Tensor:
         """Return embedded tokens of shape (..., width)."""
         categories = inputs.categories
         x = F.embedding_bag(categories.reshape(-1, categories.shape[-1]), self.table, mode="sum")
         x = x.view(*categories.shape[:-1], -1)
-        return x if self.numeric is None else x + self.numeric(inputs.numeric)
+        if self.numeric is not None:
+            x = x + self.numeric(inputs.numeric)
+        for cnn in self._cnns:
+            if inputs.pixels is None:
+                raise ValueError("the tokens have no pixels: expected those of the observation's images")
+            x = x + cnn(inputs.pixels)
+        return x

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agentgpt_remote.errors import CapacityReached
 from agentgpt_remote.policy.cache import KVCache, Slots
+from agentgpt_remote.policy.images import UInt8
 from agentgpt_remote.policy.model import PolicyModel
 
 DEFAULT_MAX_AGENTS = 65_536
@@ -77,6 +78,8 @@ class PolicyEngine:
         slots: Slots,
         is_first: NDArray[np.bool_],
         generator: torch.Generator | None,
+        pixels: UInt8 | None = None,
+        action_mask: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         """Return compact actions for one new observation per agent.
 
@@ -85,14 +88,18 @@ class PolicyEngine:
             slots: n different slots, from :meth:`index`.
             is_first: bool of shape (n,): the observation begins an episode.
             generator: draws the actions; ``None`` takes the likeliest ones.
+            pixels: bytes of the observations' images, uint8 of shape (n, P), where there are any.
+            action_mask: bool of shape (n, categories): what is allowed; None allows everything.
 
         Returns:
             float32 array of shape (n, action width).
         """
         first = torch.from_numpy(is_first).to(self._device)
         observation = torch.tensor(obs, device=self._device)
-        params = self.model.act_step(observation, self._previous[slots], first, self._cache, slots)
-        distribution = self.model.distribution(params)
+        images = None if pixels is None else torch.tensor(pixels, device=self._device)
+        params = self.model.act_step(observation, self._previous[slots], first, self._cache, slots, images)
+        mask = None if action_mask is None else torch.tensor(action_mask, device=self._device)
+        distribution = self.model.distribution(params, mask)
         actions: Tensor = distribution.mode() if generator is None else distribution.sample(generator)
         self._previous[slots] = actions
         result: NDArray[np.float32] = actions.cpu().numpy()
@@ -147,7 +154,14 @@ class AgentTable:
         """The same as a view, which costs nothing however many they are."""
         return self._slots.keys()
 
-    def act(self, agent_ids: tuple[str, ...], batch: Any, ended: tuple[str, ...], deterministic: bool) -> Any:
+    def act(
+        self,
+        agent_ids: tuple[str, ...],
+        batch: Any,
+        ended: tuple[str, ...],
+        deterministic: bool,
+        action_mask: NDArray[np.bool_] | None = None,
+    ) -> Any:
         """Return a batch of actions, as the batched action space holds it.
 
         Args:
@@ -155,12 +169,13 @@ class AgentTable:
             batch: checked observations with leading axis n.
             ended: agents to forget first; one that is in ``agent_ids`` too begins a new episode.
             deterministic: take the likeliest actions.
+            action_mask: bool of shape (n, categories), checked; None allows everything.
 
         Raises:
             CapacityReached: too many agents; nothing has changed.
         """
         if not ended and agent_ids == self._last[0]:
-            return self._step(batch, self._last[1], np.zeros(len(agent_ids), np.bool_), deterministic)
+            return self._step(batch, self._last[1], np.zeros(len(agent_ids), np.bool_), deterministic, action_mask)
         fresh = [agent for agent in agent_ids if agent not in self._slots]
         reserved = self._engine.allocate(len(fresh))
         joining = dict(zip(fresh, reserved, strict=True))
@@ -168,7 +183,7 @@ class AgentTable:
         is_first = np.fromiter((agent in starting for agent in agent_ids), np.bool_, len(agent_ids))
         slots = self._engine.index([joining[a] if a in joining else self._slots[a] for a in agent_ids])
         try:
-            actions = self._step(batch, slots, is_first, deterministic)
+            actions = self._step(batch, slots, is_first, deterministic, action_mask)
         except BaseException:
             # They have not joined: the next call must still begin their episodes in slots that others used.
             self._engine.release(reserved)
@@ -179,10 +194,18 @@ class AgentTable:
         self._last = (agent_ids, slots)
         return actions
 
-    def _step(self, batch: Any, slots: Slots, is_first: NDArray[np.bool_], deterministic: bool) -> Any:
+    def _step(
+        self,
+        batch: Any,
+        slots: Slots,
+        is_first: NDArray[np.bool_],
+        deterministic: bool,
+        action_mask: NDArray[np.bool_] | None,
+    ) -> Any:
         model = self._engine.model
         generator = None if deterministic else self._generator
-        return model.actions.decode(self._engine.act(model.observations.encode(batch), slots, is_first, generator))
+        obs, pixels = model.observations.encode(batch), model.observations.pixels(batch)
+        return model.actions.decode(self._engine.act(obs, slots, is_first, generator, pixels, action_mask))
 
     def forget(self, agent_ids: list[str]) -> None:
         """Drop agents; unknown ids are ignored."""

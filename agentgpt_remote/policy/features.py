@@ -2,12 +2,13 @@
 
 A compact vector holds, in this order, the numeric columns (Box), the binary columns (MultiBinary) and
 the categorical columns (Discrete, MultiDiscrete; the index counted from 0) of all leaves of the space,
-each group in the order of the leaves. The model one-hots the categories.
+each group in the order of the leaves. The model one-hots the categories. Images in observations have no columns
+there: their bytes are kept apart, as uint8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from agentgpt_remote.errors import UnsupportedSpace
+from agentgpt_remote.policy.images import ImageLeaf, UInt8, image_leaf, is_image
 
 NUMERIC, BINARY, CATEGORICAL = 0, 1, 2
 Float32 = NDArray[np.float32]
@@ -82,14 +84,20 @@ class SpaceFeatures:
 
     role = "space"
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
+    def __init__(self, space: spaces.Space[Any], *, without: Collection[tuple[str | int, ...]] = ()) -> None:
         """Lay out the columns.
+
+        Args:
+            space: the (nested) space.
+            without: paths of leaves that have no columns.
 
         Raises:
             UnsupportedSpace: the space, or one inside it, can't be learned from.
         """
         self.space = space
-        found = [(path, leaf, *_classify(self.role, path, leaf)) for path, leaf in _walk(space, ())]
+        found = [
+            (path, leaf, *_classify(self.role, path, leaf)) for path, leaf in _walk(space, ()) if path not in without
+        ]
         widths = [sum(count for _, _, kind, count, _ in found if kind == group) for group in range(3)]
         self.numeric_width, self.binary_width = widths[0], widths[1]
         self.width = sum(widths)
@@ -133,9 +141,44 @@ class SpaceFeatures:
 
 
 class ObservationFeatures(SpaceFeatures):
-    """The compact vector of an observation space."""
+    """The compact vector of an observation space, and the pixels of its images.
+
+    Args:
+        space: the (nested) space.
+        images: keep images apart; False takes them for plain numbers.
+
+    Attributes:
+        images: the images in it, in order.
+        pixel_width: bytes of all of them.
+    """
 
     role = "observation_space"
+
+    def __init__(self, space: spaces.Space[Any], *, images: bool = True) -> None:
+        found = [(path, leaf) for path, leaf in _walk(space, ()) if images and is_image(leaf)]
+        super().__init__(space, without=[path for path, _ in found])
+        leaves: list[ImageLeaf] = []
+        for path, leaf in found:
+            leaves.append(image_leaf(path, leaf, leaves[-1].columns.stop if leaves else 0))
+        self.images = tuple(leaves)
+        self.pixel_width: int = leaves[-1].columns.stop if leaves else 0
+
+    def encode(self, batch: Any) -> Float32:
+        """Return the compact vectors of a batch, see the base class; of width 0 where there are only images."""
+        if not self.leaves and self.images:
+            return np.empty((len(_pick(batch, self.images[0].path)), 0), np.float32)
+        return super().encode(batch)
+
+    def pixels(self, batch: Any) -> UInt8 | None:
+        """Return the bytes of a batch's images, uint8 of shape (n, pixel_width); None where there are none.
+
+        The array may share memory with the batch.
+        """
+        if not self.images:
+            return None
+        parts = [np.asarray(_pick(batch, image.path)) for image in self.images]
+        rows = [part.reshape(len(part), -1) for part in parts]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
 
 
 class ActionFeatures(SpaceFeatures):

@@ -17,6 +17,8 @@ from gymnasium.vector.utils import create_empty_array
 from numpy.typing import NDArray
 
 from agentgpt_remote.errors import ConfigError, InvalidObservation
+from agentgpt_remote.policy.features import ActionFeatures
+from agentgpt_remote.policy.masks import ActionMasks
 from agentgpt_remote.policy.observations import as_batch_of_one, batch_observations, first_of, is_single
 from agentgpt_remote.policy.source import LocalSource, PolicySource
 from agentgpt_remote.policy.wire import check_ended, check_ids
@@ -78,6 +80,7 @@ class GPTPolicy:
         self._source = _open(self._name, seed=seed, token=token, timeout_s=timeout_s, device=device)
         self.observation_space: Space[Any] = self._source.observation_space
         self.action_space: Space[Any] = self._source.action_space
+        self._masks = ActionMasks(ActionFeatures(self.action_space))
         self._agents: dict[str, None] = {}
         self._checked_ids: tuple[str, ...] = ()
         self._abandoned: deque[tuple[str, ...]] = deque()
@@ -88,11 +91,12 @@ class GPTPolicy:
     def __repr__(self) -> str:
         return f"GPTPolicy({self._name!r}, deterministic={self.deterministic})"
 
-    def __call__(self, observation: Any) -> Any:
+    def __call__(self, observation: Any, *, action_mask: Any = None) -> Any:
         """Return an action for one agent; call :meth:`reset` between its episodes.
 
         Args:
             observation: of ``observation_space``.
+            action_mask: what is allowed, as ``info["action_mask"]`` says it; None allows everything.
 
         Returns:
             An action of ``action_space``, with its dtype.
@@ -101,7 +105,8 @@ class GPTPolicy:
             InvalidObservation: the observation does not fit the space, or is not finite.
         """
         batch = as_batch_of_one(self.observation_space, observation)
-        return first_of(self.action_space, self._act((SINGLE_AGENT,), batch, (), self.deterministic))
+        masks = None if action_mask is None else [action_mask]
+        return first_of(self.action_space, self._act((SINGLE_AGENT,), batch, (), self.deterministic, masks))
 
     def reset(self) -> None:
         """Begin a new episode of the one agent that ``policy(observation)`` acts for."""
@@ -114,6 +119,8 @@ class GPTPolicy:
         agent_ids: Sequence[str],
         observations: Any,
         terminated_agent_ids: Sequence[str] | None = None,
+        *,
+        action_masks: Any = None,
     ) -> Any:
         """Return actions for many agents.
 
@@ -125,13 +132,16 @@ class GPTPolicy:
                 with leading axis n.
             terminated_agent_ids: agents whose episode has ended: their memory is dropped first. One that is in
                 ``agent_ids`` too begins a new episode with its observation.
+            action_masks: what each agent may do: a list with one ``info["action_mask"]`` or None per id, or
+                ``infos["action_mask"]`` of a vector environment. An action that is not allowed is not taken.
 
         Returns:
             A batch of actions, one row per agent id, as a batched action space holds them: an array of shape
             (n, ...), or a dict or tuple of arrays.
 
         Raises:
-            InvalidObservation: a wrong number, shape or dtype, or a value that is not finite. Nothing changes.
+            InvalidObservation: a wrong number, shape or dtype, a value that is not finite, or a mask that allows
+                nothing. Nothing changes.
             UnknownAgent: an id is there twice or is not a text, or a terminated agent is not known.
         """
         # Mostly the agents of the last call, whose ids are known to be right.
@@ -145,7 +155,7 @@ class GPTPolicy:
             if ended:
                 self._forget(ended)
             return create_empty_array(self.action_space, 0)
-        return self._act(ids, observations, ended, self.deterministic)
+        return self._act(ids, observations, ended, self.deterministic, action_masks)
 
     def predict(
         self,
@@ -153,6 +163,8 @@ class GPTPolicy:
         state: Any = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = True,
+        *,
+        action_masks: Any = None,
     ) -> tuple[Any, Any]:
         """Return actions in the form of Stable-Baselines3's ``predict``.
 
@@ -161,6 +173,7 @@ class GPTPolicy:
             state: what the last call returned; ``None`` begins with an empty memory.
             episode_start: bool array of shape (n,): agents whose episode begins here.
             deterministic: take the likeliest actions.
+            action_masks: what is allowed: one mask for one observation, else as for :meth:`select_action`.
 
         Returns:
             The action or batch of actions, and the state for the next call.
@@ -187,7 +200,8 @@ class GPTPolicy:
             raise ConfigError(f"episode_start has shape {starts.shape}: expected ({count},), one per observation")
         starts = np.broadcast_to(starts, (count,))
         ended = tuple(agent for agent, start in zip(ids, starts, strict=True) if start and agent in self._agents)
-        actions = self._act(ids, batch, ended, deterministic)
+        masks = [action_masks] if single and action_masks is not None else action_masks
+        actions = self._act(ids, batch, ended, deterministic, masks)
         return (first_of(self.action_space, actions) if single else actions), state
 
     def _new_chain(self, count: int) -> PredictState:
@@ -222,12 +236,15 @@ class GPTPolicy:
         """Return their ids, in the order in which they joined."""
         return list(self._agents)
 
-    def _act(self, ids: tuple[str, ...], observations: Any, ended: tuple[str, ...], deterministic: bool) -> Any:
+    def _act(
+        self, ids: tuple[str, ...], observations: Any, ended: tuple[str, ...], deterministic: bool, masks: Any
+    ) -> Any:
         self._check_open()
         batch = batch_observations(self.observation_space, observations, ids)
         if self._abandoned:
             ended = (*ended, *self._take_abandoned())
-        actions = self._source.act(ids, batch, ended, deterministic)
+        rows = None if masks is None else self._masks.read(masks, ids)
+        actions = self._source.act(ids, batch, ended, deterministic, rows)
         for agent in ended:
             self._agents.pop(agent, None)
         self._agents.update(dict.fromkeys(ids))

@@ -6,7 +6,8 @@ The request is a JSON object::
                                        objects and lists
      "agent_ids": ["a", "b"],          optional; "0", "1", ... by default
      "terminated_agent_ids": ["a"],    optional: agents whose episode has ended
-     "deterministic": true}            optional
+     "deterministic": true,             optional
+     "action_masks": [[1, 0], null]}   optional: what each agent may do; null allows everything
 
 and the answer ``{"actions": [...], "agent_ids": [...]}``, one action per agent. Without a session each
 request begins with empty memories. ``X-Amzn-SageMaker-Session-Id: NEW_SESSION`` opens a session; the
@@ -33,6 +34,7 @@ from agentgpt_remote.errors import AgentGPTError, InvalidObservation, UnknownAge
 from agentgpt_remote.jsonable import from_json, to_json
 from agentgpt_remote.policy.bundle import Bundle
 from agentgpt_remote.policy.engine import AgentTable, PolicyEngine
+from agentgpt_remote.policy.masks import ActionMasks
 from agentgpt_remote.policy.observations import batch_observations, first_of
 from agentgpt_remote.policy.wire import FAILED, PolicySession, check_ended, check_ids, pack_failure, unpack_frame
 
@@ -50,6 +52,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     agent_ids: list[str] | None = None
     terminated_agent_ids: list[str] = []
     deterministic: bool = True
+    action_masks: list[Any] | None = None
 
 
 class Invocations:
@@ -65,6 +68,7 @@ class Invocations:
 
     def __init__(self, engine: PolicyEngine, bundle: Bundle, layouts: tuple[Layout, Layout]) -> None:
         self._engine, self._bundle, self._layouts = engine, bundle, layouts
+        self._masks = ActionMasks(bundle.model.actions)
         self._sessions: OrderedDict[str, tuple[PolicySession, float]] = OrderedDict()
 
     def answer(self, body: bytes, headers: Mapping[str, str]) -> Answer:
@@ -131,7 +135,8 @@ class Invocations:
             from_json(space, observation, "observation", InvalidObservation) for observation in request.observations
         ]
         batch = batch_observations(space, values, ids)
-        actions = agents.act(ids, batch, ended, request.deterministic)
+        masks = None if request.action_masks is None else self._masks.read(request.action_masks, ids)
+        actions = agents.act(ids, batch, ended, request.deterministic, masks)
         rows = [to_json(first_of(self._bundle.action_space, _from_row(actions, row))) for row in range(count)]
         return {"actions": rows, "agent_ids": list(ids)}
 

@@ -43,7 +43,8 @@ class SequenceModel(nn.Module):
     ) -> None:
         super().__init__()
         self.observation_space, self.action_space, self.config = observation_space, action_space, config
-        self.observations, self.actions = ObservationFeatures(observation_space), ActionFeatures(action_space)
+        self.observations = ObservationFeatures(observation_space, images=config.image_encoder == "cnn")
+        self.actions = ActionFeatures(action_space)
         self.encoder = TokenEncoder(self.observations, self.actions, config.d_model)
         self.trunk = Trunk(config)
         self.head = nn.Linear(config.d_model, num_outputs)
@@ -64,7 +65,7 @@ class SequenceModel(nn.Module):
         result: Tensor = self.head(self.trunk(self.encoder(inputs), mask, trim=trim))
         return result
 
-    def forward(self, obs: Tensor, prev_action: Tensor, is_first: Tensor) -> Tensor:
+    def forward(self, obs: Tensor, prev_action: Tensor, is_first: Tensor, pixels: Tensor | None = None) -> Tensor:
         """Return the outputs of every token of whole sequences.
 
         Attention is causal, within the window and within the episode. What precedes the first token is taken
@@ -74,6 +75,7 @@ class SequenceModel(nn.Module):
             obs: compact observations, float tensor of shape (B, T, Fo).
             prev_action: compact previous actions, float tensor of shape (B, T, Fa); ignored where is_first.
             is_first: bool tensor of shape (B, T).
+            pixels: bytes of the observations' images, uint8 tensor of shape (B, T, P), where there are any.
 
         Returns:
             float tensor of shape (B, T, num_outputs).
@@ -83,7 +85,8 @@ class SequenceModel(nn.Module):
         if padding:
             obs, prev_action = F.pad(obs, (0, 0, 0, padding)), F.pad(prev_action, (0, 0, 0, padding))
             is_first = F.pad(is_first, (0, padding), value=True)
-        inputs = self.encoder.prepare(obs, prev_action, is_first)
+            pixels = None if pixels is None else F.pad(pixels, (0, 0, 0, padding))
+        inputs = self.encoder.prepare(obs, prev_action, is_first, pixels)
         return self.outputs(inputs, window_mask(is_first, self.config.max_input_states))[:, :length]
 
 
@@ -111,7 +114,15 @@ class PolicyModel(SequenceModel):
         """Return an empty cache for ``num_slots`` agents."""
         return KVCache(self.config, num_slots, self.log_std.device)
 
-    def act_step(self, obs: Tensor, prev_action: Tensor, is_first: Tensor, cache: KVCache, slots: Slots) -> Tensor:
+    def act_step(
+        self,
+        obs: Tensor,
+        prev_action: Tensor,
+        is_first: Tensor,
+        cache: KVCache,
+        slots: Slots,
+        pixels: Tensor | None = None,
+    ) -> Tensor:
         """Return the outputs for one new token per agent, equal to :meth:`forward` over the whole episode.
 
         Args:
@@ -120,11 +131,12 @@ class PolicyModel(SequenceModel):
             is_first: bool tensor of shape (n,); True empties the agent's slot first.
             cache: from :meth:`make_cache`; written in place.
             slots: n different slots, an int64 tensor or (faster) a slice.
+            pixels: bytes of the observations' images, uint8 tensor of shape (n, P), where there are any.
 
         Returns:
             float tensor of shape (n, num_outputs).
         """
-        inputs = self.encoder.prepare(obs, prev_action, is_first)
+        inputs = self.encoder.prepare(obs, prev_action, is_first, pixels)
         result: Tensor = self.head(self.trunk.step(self.encoder(inputs), is_first, cache, slots))
         return result
 
@@ -145,9 +157,9 @@ class PolicyModel(SequenceModel):
         held = torch.where(is_first.any(1), is_first.shape[1] - last_first, is_first.shape[1])
         cache.length[slots] = held.clamp(max=window)
 
-    def distribution(self, params: Tensor) -> JointDistribution:
-        """Return the action distribution for outputs of shape (..., num_params)."""
-        return JointDistribution(self.action_head, params, self.log_std)
+    def distribution(self, params: Tensor, action_mask: Tensor | None = None) -> JointDistribution:
+        """Return the action distribution for outputs of shape (..., num_params), within the masks where given."""
+        return JointDistribution(self.action_head, params, self.log_std, action_mask)
 
 
 class ValueModel(SequenceModel):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
 from gymnasium import Space
+from numpy.typing import NDArray
 
 from agentgpt_remote.policy.bundle import load_bundle
 from agentgpt_remote.policy.engine import AgentTable, PolicyEngine
@@ -17,8 +19,18 @@ class PolicySource(Protocol):
     observation_space: Space[Any]
     action_space: Space[Any]
 
-    def act(self, agent_ids: tuple[str, ...], batch: Any, ended: tuple[str, ...], deterministic: bool) -> Any:
-        """Return a batch of actions for a batch of observations, forgetting ``ended`` agents first."""
+    def act(
+        self,
+        agent_ids: tuple[str, ...],
+        batch: Any,
+        ended: tuple[str, ...],
+        deterministic: bool,
+        action_mask: NDArray[np.bool_] | None = None,
+    ) -> Any:
+        """Return a batch of actions for a batch of observations, forgetting ``ended`` agents first.
+
+        ``action_mask``: bool array of shape (n, categories), what is allowed; None allows everything.
+        """
 
     def forget(self, agent_ids: tuple[str, ...] | None) -> None:
         """Drop agents, or all of them."""
@@ -44,10 +56,17 @@ class LocalSource:
         self.observation_space, self.action_space = bundle.observation_space, bundle.action_space
         self._agents = AgentTable(PolicyEngine(bundle.model), seed)
 
-    def act(self, agent_ids: tuple[str, ...], batch: Any, ended: tuple[str, ...], deterministic: bool) -> Any:
+    def act(
+        self,
+        agent_ids: tuple[str, ...],
+        batch: Any,
+        ended: tuple[str, ...],
+        deterministic: bool,
+        action_mask: NDArray[np.bool_] | None = None,
+    ) -> Any:
         """Return a batch of actions."""
         check_ended(ended, self._agents.held)
-        return self._agents.act(agent_ids, batch, ended, deterministic)
+        return self._agents.act(agent_ids, batch, ended, deterministic, action_mask)
 
     def forget(self, agent_ids: tuple[str, ...] | None) -> None:
         """Drop agents, or all of them."""

@@ -1,7 +1,8 @@
 """Messages between a policy client and a policy server, and the server's side of one client's session.
 
 No sockets here: bytes in, bytes out. A request for actions is a fixed header, the raw observations in the
-layout of the space (:class:`~agentgpt_remote.codec.Layout`), and a msgpack tail with the agent ids, which
+layout of the space (:class:`~agentgpt_remote.codec.Layout`), with the flag MASKED a byte per agent and category that
+says whether the action is allowed, and a msgpack tail with the agent ids, which
 is empty while they stay the same. The reply is built alike, with actions. Requests are numbered; one
 that comes again is answered with the last reply and not executed twice.
 """
@@ -13,6 +14,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
+import numpy as np
 from gymnasium import Space
 
 from agentgpt_remote import errors
@@ -21,12 +23,13 @@ from agentgpt_remote.codec import Layout
 from agentgpt_remote.errors import AgentGPTError, InvalidObservation, ProtocolError, ProtocolMismatch, UnknownAgent
 from agentgpt_remote.policy.bundle import Bundle
 from agentgpt_remote.policy.engine import AgentTable, PolicyEngine
+from agentgpt_remote.policy.masks import ActionMasks
 from agentgpt_remote.policy.observations import check_observations
 from agentgpt_remote.spaces import space_to_dict
 
 PROTOCOL_VERSION = 1
 ACT, FORGET, ACTIONS, DONE, FAILED = range(1, 6)
-DETERMINISTIC = 1
+DETERMINISTIC, MASKED = 1, 2
 MAX_ID_BYTES = 256
 
 _HEADER = struct.Struct("<BBHIII")  # kind, flags, 0, request id, agents, bytes of the tail
@@ -59,6 +62,7 @@ class Welcome(msgspec.Struct, kw_only=True):
     version: str
     observation_space: dict[str, Any]
     action_space: dict[str, Any]
+    action_masks: bool = False
 
 
 class Agents(msgspec.Struct, array_like=True):
@@ -91,7 +95,7 @@ class Frame(msgspec.Struct):
 
     Attributes:
         kind: ACT, FORGET, ACTIONS, DONE or FAILED.
-        flags: DETERMINISTIC or 0.
+        flags: any of DETERMINISTIC and MASKED.
         request_id: number of the request, also in its reply.
         count: agents.
         message: the whole message; raw values begin at :data:`RAW_OFFSET`.
@@ -215,6 +219,7 @@ class PolicySession:
         self.agents = AgentTable(engine, seed)
         self._space: Space[Any] = bundle.observation_space
         self._observations, self._actions = layouts
+        self._masks = ActionMasks(bundle.model.actions)
         self._ids: tuple[str, ...] = ()
         self._last: tuple[int, bytes] = (-1, b"")
 
@@ -249,13 +254,19 @@ class PolicySession:
         agents = msgspec.msgpack.decode(frame.tail, type=Agents) if frame.tail_bytes else Agents(None, [])
         ids = self._ids if agents.ids is None else check_ids(agents.ids)
         raw_bytes = len(frame.message) - RAW_OFFSET - frame.tail_bytes
-        if frame.count != len(ids) or not ids or raw_bytes != self._observations.nbytes(frame.count):
+        obs_bytes = self._observations.nbytes(frame.count)
+        mask_bytes = frame.count * self._masks.width if frame.flags & MASKED else 0
+        if frame.count != len(ids) or not ids or raw_bytes != obs_bytes + mask_bytes:
             raise ProtocolError(f"{raw_bytes} bytes of observations for {frame.count} agents, of {len(ids)} ids")
         ended = tuple(agents.ended)
         check_ended(ended, self.agents.held)
         batch = self._observations.decode_batch(frame.message, RAW_OFFSET, frame.count, copy=False)
         check_observations(self._space, batch, ids)
-        actions = self.agents.act(ids, batch, ended, bool(frame.flags & DETERMINISTIC))
+        action_mask = None
+        if mask_bytes:
+            rows = np.frombuffer(frame.message, np.uint8, mask_bytes, RAW_OFFSET + obs_bytes)
+            action_mask = self._masks.read(rows.reshape(frame.count, -1), ids)
+        actions = self.agents.act(ids, batch, ended, bool(frame.flags & DETERMINISTIC), action_mask)
         self._ids = ids
         parts: list[Any] = []
         if not self._actions.batch_parts(actions, len(ids), parts):
@@ -271,5 +282,6 @@ def welcome(bundle: Bundle) -> bytes:
             version=__version__,
             observation_space=space_to_dict(bundle.observation_space),
             action_space=space_to_dict(bundle.action_space),
+            action_masks=True,
         )
     )

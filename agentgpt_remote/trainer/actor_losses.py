@@ -13,6 +13,7 @@ from torch import Tensor
 
 _MAX_SHIFT = 1.0  # an action's probability changes by a factor of e at most (CMPO's clip)
 _MAX_PG = 3.0
+_MAX_LOG_RATIO = 20.0
 _MAX_SHARPNESS = math.log(5.0)
 _RATE = 0.01
 
@@ -90,7 +91,8 @@ def taken_action_loss(
         scale: of temporal differences.
     """
     advantage = (difference / max(scale.difference, 1e-8)).clamp(-_MAX_PG, _MAX_PG)
-    ratio = (log_prob - target_log_prob).exp()
+    # Where nothing was decided the action may be one that is not allowed, whose two logarithms are far apart.
+    ratio = (log_prob - target_log_prob).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
     trust = (target_log_prob - behaviour_log_prob).exp().clamp(max=1.0)
     return -surrogate * trust

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from agentgpt_remote.errors import AgentGPTError, ConnectionLost, RemoteEnvError, RemoteTimeout, TrainingFailed
 from agentgpt_remote.policy.model import PolicyModel
 from agentgpt_remote.trainer.exploration import Explorer
-from agentgpt_remote.trainer.lanes import Lane, LaneStep, wait_for
+from agentgpt_remote.trainer.lanes import Lane, LaneStep, Observed, wait_for
 from agentgpt_remote.trainer.normalization import RewardScaler
 from agentgpt_remote.trainer.recovery import AbsentLane, Outcome, Recovery
 from agentgpt_remote.trainer.streams import StreamStore
@@ -36,7 +36,7 @@ class _LaneState:
 
     lane: Lane
     streams: slice
-    obs: NDArray[np.float32]
+    obs: Observed
     is_first: NDArray[np.bool_]
     is_final: NDArray[np.bool_]
     prev_action: NDArray[np.float32]
@@ -196,7 +196,7 @@ class Collector:
         first: int = self._streams[name].start
         return (self._seed + first + 7919 * self._joins) % _MAX_SEED
 
-    def _begin(self, lane: Lane, streams: slice, obs: NDArray[np.float32]) -> None:
+    def _begin(self, lane: Lane, streams: slice, obs: Observed) -> None:
         """Take in a lane whose environments were just reset."""
         n = lane.num_agents
         state = _LaneState(
@@ -211,7 +211,7 @@ class Collector:
         )
         self.store.restart(streams)
         self.rewards.restart(streams)
-        self.store.open(streams, obs, state.is_first)
+        self._open(state)
         self._states.append(state)
         self.lost = [name for name in self.lost if name != lane.name]
         self.watch.joined(lane.name, n)
@@ -221,10 +221,11 @@ class Collector:
         if entry["first"] != streams.start or entry["num_agents"] != lane.num_agents:
             return False
         arrays = {name: value.numpy() for name, value in entry["arrays"].items()}
-        if entry["cache"] is None or not lane.load_state_dict(entry["lane"], arrays["obs"]):
+        obs = Observed(arrays.pop("obs"), arrays.pop("pixels", None), arrays.pop("action_mask", None))
+        if entry["cache"] is None or not lane.load_state_dict(entry["lane"], obs):
             logger.info("lane=%s begins new episodes: its environments can't be brought back", lane.name)
             return False
-        self._states.append(_LaneState(lane=lane, streams=streams, **arrays))
+        self._states.append(_LaneState(lane=lane, streams=streams, obs=obs, **arrays))
         self.watch.joined(lane.name, lane.num_agents)
         self.cache.load_slots(streams, entry["cache"])
         return True
@@ -240,7 +241,8 @@ class Collector:
 
     def _lane_state(self, state: _LaneState) -> dict[str, Any]:
         kept = state.lane.state_dict()
-        arrays = {name: value for name, value in vars(state).items() if isinstance(value, np.ndarray)}
+        seen = {"obs": state.obs.vector, "pixels": state.obs.pixels, "action_mask": state.obs.action_mask}
+        arrays = {name: value for name, value in (vars(state) | seen).items() if isinstance(value, np.ndarray)}
         return {
             "name": state.lane.name,
             "first": state.streams.start,
@@ -389,10 +391,12 @@ class Collector:
 
     @torch.inference_mode()
     def _act(self, state: _LaneState) -> None:
-        arrays = (state.obs, state.prev_action, state.is_first)
+        vector, *parts = state.obs
+        arrays = (vector, state.prev_action, state.is_first)
         obs, prev_action, is_first = (torch.from_numpy(array).to(self._device) for array in arrays)
-        params = self.model.act_step(obs, prev_action, is_first, self.cache, state.streams)
-        distribution = self.model.distribution(params)
+        pixels, mask = (None if part is None else torch.from_numpy(part).to(self._device) for part in parts)
+        params = self.model.act_step(obs, prev_action, is_first, self.cache, state.streams, pixels)
+        distribution = self.model.distribution(params, mask)
         progress = self.env_steps / self._max_steps
         sample, log_prob = self.explorer.draw(distribution, state.streams, is_first, self.env_steps, progress)
         actions = sample.cpu().numpy()
@@ -419,8 +423,12 @@ class Collector:
         state.episode_return[final] = 0.0
         state.episode_length[final] = 0
         state.obs, state.is_first, state.is_final = step.obs, ~valid, final
-        self.store.open(state.streams, state.obs, state.is_first)
+        self._open(state)
         state.sent_at = None
+
+    def _open(self, state: _LaneState) -> None:
+        vector, pixels, mask = state.obs
+        self.store.open(state.streams, vector, state.is_first, pixels=pixels, action_mask=mask)
 
     def _count(self, state: _LaneState, steps: int, answered_at: float) -> None:
         self.env_steps += steps

@@ -41,7 +41,8 @@ def check_compatible(
 
 
 def _check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    if not ObservationFeatures(observation_space).width:
+    seen = ObservationFeatures(observation_space)
+    if not seen.width and not seen.images:
         raise UnsupportedSpace(f"observation_space is {observation_space!r}, which is empty: there is nothing to see")
     actions = ActionFeatures(action_space)
     choices = actions.numeric_width + actions.binary_width + sum(size > 1 for size in actions.category_sizes)

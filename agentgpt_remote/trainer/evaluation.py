@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,8 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from agentgpt_remote.errors import ConfigError
+from agentgpt_remote.policy.features import ActionFeatures
+from agentgpt_remote.policy.masks import MASK_KEY, ActionMasks
 from agentgpt_remote.trainer.hosts import offered_envs
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 
@@ -24,7 +26,10 @@ class ActingPolicy(Protocol):
     def select_action(
         self, agent_ids: Sequence[str], observations: Any, terminated_agent_ids: Sequence[str] | None = None
     ) -> Any:
-        """Return a batch of actions, one row per agent id."""
+        """Return a batch of actions, one row per agent id.
+
+        An environment with action masks also needs the keyword argument ``action_masks``, see GPTPolicy.
+        """
         ...
 
 
@@ -107,7 +112,9 @@ def _play(policy: ActingPolicy, env: VectorEnv[Any, Any, Any], episodes: int, se
     n = env.num_envs
     quota = np.full(n, episodes // n) + (np.arange(n) < episodes % n)
     agent_ids = [f"evaluation-{index}" for index in range(n)]
-    observations, _ = env.reset(seed=seed)
+    observations, infos = env.reset(seed=seed)
+    reader = _MaskReader(env)
+    select_action: Callable[..., Any] = policy.select_action
     totals, lengths = np.zeros(n), np.zeros(n, np.int64)
     final = np.zeros(n, np.bool_)
     returns: list[float] = []
@@ -115,8 +122,9 @@ def _play(policy: ActingPolicy, env: VectorEnv[Any, Any, Any], episodes: int, se
     env_steps = 0
     ended: list[str] = []
     while quota.any():
-        actions = _batched(policy.select_action(agent_ids, observations, ended or None), env)
-        observations, reward, terminated, truncated, _ = env.step(actions)
+        masks = reader.read(infos, final)
+        actions = _batched(select_action(agent_ids, observations, ended or None, **masks), env)
+        observations, reward, terminated, truncated, infos = env.step(actions)
         counted = ~final  # the step after an episode's end only resets
         totals += np.where(counted, reward, 0.0)
         lengths += counted
@@ -131,6 +139,23 @@ def _play(policy: ActingPolicy, env: VectorEnv[Any, Any, Any], episodes: int, se
                 steps.append(int(lengths[index]))
             totals[index], lengths[index] = 0.0, 0
     return _summary(returns, steps, env_steps)
+
+
+class _MaskReader:
+    """Reads the action masks of an environment that has any."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        self._env = env
+        self._masks: ActionMasks | None = None
+
+    def read(self, infos: dict[str, Any], final: NDArray[np.bool_]) -> dict[str, Any]:
+        """Return the keyword argument that hands the masks to a policy, or nothing."""
+        if MASK_KEY not in infos:
+            return {}
+        if self._masks is None:
+            self._masks = ActionMasks(ActionFeatures(self._env.single_action_space))
+        agents, present = range(self._env.num_envs), infos.get(f"_{MASK_KEY}")
+        return {"action_masks": self._masks.read(infos[MASK_KEY], agents, present=present, final=final)}
 
 
 def _batched(actions: Any, env: VectorEnv[Any, Any, Any]) -> Any:

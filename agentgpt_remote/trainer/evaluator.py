@@ -9,6 +9,7 @@ from typing import Any
 
 from agentgpt_remote.errors import AgentGPTError
 from agentgpt_remote.policy.engine import AgentTable, PolicyEngine
+from agentgpt_remote.policy.masks import ActionMasks
 from agentgpt_remote.policy.model import PolicyModel
 from agentgpt_remote.trainer.evaluation import MAX_PARALLEL, Evaluation, evaluate
 from agentgpt_remote.trainer.hosts import offered_envs
@@ -40,17 +41,24 @@ class GreedyPolicy:
         self, model: PolicyModel, *, max_decisions: int | None = None, should_stop: Callable[[], bool] = lambda: False
     ) -> None:
         self._table = AgentTable(PolicyEngine(model), seed=0)
+        self._masks = ActionMasks(model.actions)
         self._left, self._should_stop = max_decisions, should_stop
 
     def select_action(
-        self, agent_ids: Sequence[str], observations: Any, terminated_agent_ids: Sequence[str] | None = None
+        self,
+        agent_ids: Sequence[str],
+        observations: Any,
+        terminated_agent_ids: Sequence[str] | None = None,
+        *,
+        action_masks: Any = None,
     ) -> Any:
-        """Return a batch of actions, one row per agent id."""
+        """Return a batch of actions, one row per agent id, of those that the masks allow."""
         if self._left is not None:
             self._left -= len(agent_ids)
         if self._should_stop() or (self._left is not None and self._left < 0):
             raise _GivenUp
-        return self._table.act(tuple(agent_ids), observations, tuple(terminated_agent_ids or ()), True)
+        rows = None if action_masks is None else self._masks.read(action_masks, agent_ids)
+        return self._table.act(tuple(agent_ids), observations, tuple(terminated_agent_ids or ()), True, rows)
 
 
 class Evaluator:

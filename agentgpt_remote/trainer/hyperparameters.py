@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 from agentgpt_remote.errors import ConfigError
-from agentgpt_remote.policy.config import GPTConfig
+from agentgpt_remote.policy.config import GPTConfig, GPTType
 from agentgpt_remote.trainer.exploration import Exploration, check_exploration
 
 _T = TypeVar("_T")
@@ -43,19 +43,22 @@ class EnvHost:
 
 @dataclass(frozen=True)
 class _Range:
-    """Inclusive bounds of a number, or an open lower one."""
+    """Inclusive bounds of a number, or open ones."""
 
     low: float
     high: float = math.inf
     open_low: bool = False
+    open_high: bool = False
 
     def holds(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
-        return above and value <= self.high and math.isfinite(value)
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and math.isfinite(value)
 
     def __str__(self) -> str:
         low = f"{'more than' if self.open_low else 'at least'} {self.low:g}"
-        return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
+        high = "less than" if self.open_high else "at most"
+        return low if math.isinf(self.high) else f"{low} and {high} {self.high:g}"
 
 
 _COUNT, _POSITIVE, _UNIT = _Range(1), _Range(0, open_low=True), _Range(0, 1)
@@ -65,6 +68,7 @@ _RANGES = {
     "max_steps": _COUNT,
     "seed": _Range(0, 2**31 - 1),
     "num_layers": _Range(1, 64),
+    "dropout": _Range(0, 1, open_high=True),
     "critic_num_layers": _Range(1, 64),
     "d_model": _Range(2, 8192),
     "num_heads": _Range(1, 128),
@@ -123,10 +127,12 @@ class Hyperparameters:
         eval_episodes: episodes of such an evaluation.
         device: torch device that learns and acts: "auto", "cpu", "cuda", "cuda:1", ...
         torch_threads: threads of torch's operators.
+        gpt_type: "llama" (RMSNorm, rotary positions, SwiGLU) or "gpt2" (LayerNorm, learned positions, GELU).
         num_layers: transformer blocks of the actor.
         critic_num_layers: transformer blocks of the critic; by default as many, and half as many on discrete actions.
         d_model: width of a token.
         num_heads: attention heads.
+        dropout: must be 0: another value makes the stored probabilities of actions wrong, and is refused.
         max_input_states: attention window in tokens, the current one included.
         rollout_steps: environment steps collected for one update, all agents together.
         chunk_steps: consecutive steps of one agent that are trained on as one sequence.
@@ -180,10 +186,12 @@ class Hyperparameters:
     eval_episodes: int = 5
     device: str = "auto"
     torch_threads: int | None = None
+    gpt_type: GPTType = "llama"
     num_layers: int | None = None
     critic_num_layers: int | None = None
     d_model: int | None = None
     num_heads: int | None = None
+    dropout: float = 0.0
     max_input_states: int = 16
     rollout_steps: int | None = None
     chunk_steps: int | None = None
@@ -229,6 +237,12 @@ class Hyperparameters:
             object.__setattr__(self, spec.name, value)
         if self.lr_init is not None and self.lr_end is not None and self.lr_end > self.lr_init:
             raise ConfigError(f"lr_end={self.lr_end!r}: expected at most lr_init={self.lr_init!r}")
+        if self.dropout:
+            raise ConfigError(
+                f"dropout={self.dropout!r}: expected 0. Actions are stored with their probability under the network "
+                "that acted; with dropout each pass is another network, so the ratio to it would be noise instead of "
+                "the change of the policy"
+            )
         if self.env_id is not None and self.env_hosts:
             raise ConfigError(f"env_id={self.env_id!r} and env_hosts are both set: expected one of them")
 
@@ -333,7 +347,8 @@ class Hyperparameters:
             ConfigError: sizes that do not fit each other, or are still open.
         """
         sizes = {name: getattr(self, name) for name in ("num_layers", "d_model", "num_heads", "max_input_states")}
-        return GPTConfig(**sizes, init_log_std=self.init_log_std, squashed=self.algorithm == "offpolicy")
+        squashed = self.algorithm == "offpolicy"
+        return GPTConfig(**sizes, gpt_type=self.gpt_type, init_log_std=self.init_log_std, squashed=squashed)
 
 
 def required(value: _T | None) -> _T:

@@ -10,8 +10,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from agentgpt_remote.errors import ConfigError
-from agentgpt_remote.policy.features import Float32, ObservationFeatures
+from agentgpt_remote.errors import ConfigError, InvalidObservation, TrainingFailed
+from agentgpt_remote.policy.features import ActionFeatures, Float32, ObservationFeatures
+from agentgpt_remote.policy.images import UInt8
+from agentgpt_remote.policy.masks import MASK_KEY, ActionMasks
 from agentgpt_remote.trainer.env_replay import EpisodeRecorder
 from agentgpt_remote.trainer.finite import MAX_REWARD, FiniteCheck, Nonfinite
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_ready
@@ -19,17 +21,31 @@ from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv, wait_rea
 logger = logging.getLogger("agentgpt_remote.trainer")
 
 
+class Observed(NamedTuple):
+    """What n agents see, and what they may do.
+
+    Attributes:
+        vector: compact observations, float32 (n, width).
+        pixels: bytes of their images, uint8 (n, P); None where the space has none.
+        action_mask: bool (n, categories); None where nothing is masked.
+    """
+
+    vector: Float32
+    pixels: UInt8 | None
+    action_mask: NDArray[np.bool_] | None
+
+
 class LaneStep(NamedTuple):
     """What one step of a lane returned, for its n agents.
 
     Attributes:
-        obs: compact observations, float32 (n, width).
+        obs: what the agents see.
         reward: float64 (n,).
         terminated: bool (n,).
         truncated: bool (n,).
     """
 
-    obs: Float32
+    obs: Observed
     reward: NDArray[np.float64]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
@@ -68,6 +84,7 @@ class Lane:
         self.num_agents = envs.num_envs
         self.remote = envs if isinstance(envs, RemoteVectorEnv) else None
         self._actions: Any = None
+        self._masks: ActionMasks | None = None
         self.steps = 0
         self.reopen: Callable[[], Lane] | None = None
         self._recorder = EpisodeRecorder.of(envs)
@@ -81,22 +98,22 @@ class Lane:
         else:
             self._actions = seed
 
-    def receive_reset(self) -> Float32:
-        """Return compact observations (n, width) of the reset that ``send_reset`` started.
+    def receive_reset(self) -> Observed:
+        """Return what the agents see after the reset that ``send_reset`` started.
 
         Raises:
             ConnectionLost: the host is gone.
             RemoteTimeout: it did not answer in time.
             RemoteEnvError: the environment raised there.
-            TrainingFailed: an observation is not finite.
+            TrainingFailed: an observation is not finite, or an action mask is wrong.
         """
         if self.remote is not None:
-            observations, _ = self.remote.reset_wait(timeout_s=self.timeout_s)
+            observations, infos = self.remote.reset_wait(timeout_s=self.timeout_s)
         else:
-            observations, _ = self.envs.reset(seed=self._actions)
+            observations, infos = self.envs.reset(seed=self._actions)
             if self._recorder is not None:
                 self._recorder.reset(self._actions)
-        return self._encode(observations)
+        return self._encode(observations, infos, np.zeros(self.num_agents, np.bool_))
 
     def send(self, actions: Any) -> None:
         """Start a step with a batch of actions."""
@@ -112,7 +129,7 @@ class Lane:
             ConnectionLost: the host is gone.
             RemoteTimeout: it did not answer in time.
             RemoteEnvError: the environment raised there.
-            TrainingFailed: an observation or a reward is not finite.
+            TrainingFailed: an observation or a reward is not finite, or an action mask is wrong.
         """
         if self.remote is not None:
             result = self.remote.step_wait(timeout_s=self.timeout_s)
@@ -120,13 +137,14 @@ class Lane:
             if self._recorder is not None:
                 self._recorder.before_step(self._actions)
             result = self.envs.step(self._actions)
-        observations, reward, terminated, truncated, _ = result
+        observations, reward, terminated, truncated, infos = result
         terminated, truncated = np.asarray(terminated), np.asarray(truncated)
+        final = terminated | truncated
         if self._recorder is not None:
-            self._recorder.after_step(terminated | truncated)
+            self._recorder.after_step(final)
         self.steps += 1
         reward = self._check_reward(np.asarray(reward, np.float64), self.steps)
-        return LaneStep(self._encode(observations), reward, terminated, truncated)
+        return LaneStep(self._encode(observations, infos, final), reward, terminated, truncated)
 
     @property
     def connected(self) -> bool:
@@ -146,21 +164,25 @@ class Lane:
             "episodes": None if self._recorder is None else self._recorder.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any], obs: Float32) -> bool:
+    def load_state_dict(self, state: dict[str, Any], obs: Observed) -> bool:
         """Bring the environments back to where they were; return whether that worked.
 
         Args:
             state: what ``state_dict`` returned.
-            obs: compact observations (n, width) that the environments were left at.
+            obs: what the agents saw when the environments were left.
         """
         self.steps = int(state["steps"])
         for check, saved in zip((self._check_obs, self._check_reward), state["checks"], strict=True):
             check.load_state_dict(saved)
         if state["episodes"] is None or self._recorder is None:
             return False
-        return self._recorder.restore(
-            state["episodes"], lambda batch: self._encode(batch).tobytes() == np.ascontiguousarray(obs).tobytes()
-        )
+        return self._recorder.restore(state["episodes"], lambda batch: self._is_seen(batch, obs))
+
+    def _is_seen(self, observations: Any, obs: Observed) -> bool:
+        """Return whether batched observations are the very bits that were seen; masks follow from the same state."""
+        pixels = self.features.pixels(observations)
+        same = self._vector(observations).tobytes() == np.ascontiguousarray(obs.vector).tobytes()
+        return same and (pixels is None or obs.pixels is None or np.array_equal(pixels, obs.pixels))
 
     def give_up_when(self, why: Callable[[], str | None]) -> None:
         """Have ``why`` asked for a reason not to wait any longer for a host whose connection is down."""
@@ -171,7 +193,20 @@ class Lane:
         """Close the environments."""
         self.envs.close()
 
-    def _encode(self, observations: Any) -> Float32:
+    def _encode(self, observations: Any, infos: dict[str, Any], final: NDArray[np.bool_]) -> Observed:
+        mask = self._read_masks(infos, final) if MASK_KEY in infos else None
+        return Observed(self._vector(observations), self.features.pixels(observations), mask)
+
+    def _read_masks(self, infos: dict[str, Any], final: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if self._masks is None:
+            self._masks = ActionMasks(ActionFeatures(self.envs.single_action_space))
+        present = infos.get(f"_{MASK_KEY}")
+        try:
+            return self._masks.read(infos[MASK_KEY], range(self.num_agents), present=present, final=final)
+        except InvalidObservation as error:
+            raise TrainingFailed(f"{self.name}: {error}; fix the environment's info[{MASK_KEY!r}]") from error
+
+    def _vector(self, observations: Any) -> Float32:
         return self._check_obs(self.features.encode(observations), self.steps)
 
 

@@ -83,8 +83,6 @@ class OffPolicy:
         actions = actor.actions
         self._enumerates = isinstance(critic, DiscreteCritic)
         self._reparametrised = not (actions.binary_width or actions.category_sizes)
-        discrete = sum(math.log(n) for n in actions.category_sizes) + actions.binary_width * math.log(2)
-        self._entropy_target = hyperparameters.entropy_target * discrete - float(actions.numeric_width)
         first = 0.02 if self._reparametrised else 0.01
         self.log_alpha = torch.full((), math.log(first), device=self.device, requires_grad=True)
         norm = required(hyperparameters.max_grad_norm)
@@ -132,8 +130,22 @@ class OffPolicy:
     def _gradient_step(
         self, store: StreamStore, reward_scale: float, reward_clip: float, version: int, progress: float
     ) -> dict[str, float]:
+        replay = self.draw(store, version)
+        reward = (replay.reward * reward_scale).clamp(-reward_clip, reward_clip)
+        weight = replay.normalised_weight()
+        distribution = self.actor.distribution(replay.outputs(self.actor), replay.action_mask)
+        learn = self._learn_enumerated if self._enumerates else self._learn_given
+        metrics = learn(replay, reward, weight, distribution, progress)
+        self.updates += 1
+        tau = required(self.hp.tau)
+        for follower in self._followers:
+            follower.follow(tau)
+        return {**metrics, "policy_lag": replay.lag, "learning_rate": self._rate(progress)}
+
+    def draw(self, store: StreamStore, version: int) -> Replay:
+        """Return the sequences of one gradient step; ``version`` is the policy's now."""
         steps = required(self.hp.chunk_steps)
-        replay = draw(
+        return draw(
             store,
             self.rng,
             sequences=max(1, required(self.hp.batch_size) // steps),
@@ -143,16 +155,12 @@ class OffPolicy:
             version=version,
             device=self.device,
         )
-        reward = (replay.reward * reward_scale).clamp(-reward_clip, reward_clip)
-        weight = replay.weight / replay.weight.sum().clamp(min=1.0)
-        distribution = self.actor.distribution(replay.outputs(self.actor))
-        learn = self._learn_enumerated if self._enumerates else self._learn_given
-        metrics = learn(replay, reward, weight, distribution, progress)
-        self.updates += 1
-        tau = required(self.hp.tau)
-        for follower in self._followers:
-            follower.follow(tau)
-        return {**metrics, "policy_lag": replay.lag, "learning_rate": self._rate(progress)}
+
+    def _slow_policy(self, replay: Replay) -> JointDistribution:
+        distribution: JointDistribution = self.slow_actor.distribution(
+            replay.outputs(self.slow_actor), replay.action_mask
+        )
+        return distribution
 
     # Discrete spaces whose actions all get a value at once.
 
@@ -164,7 +172,7 @@ class OffPolicy:
         action = replay.action.long()
         with torch.no_grad():
             slow = self.slow_critic.action_values(replay.outputs(self.slow_critic)).mean(0)
-            slow_log_probs = self.slow_actor.distribution(replay.outputs(self.slow_actor)).log_probs[0]
+            slow_log_probs = self._slow_policy(replay).log_probs[0]
             value = (slow_log_probs.exp() * slow).sum(-1)
             slow_taken_log_prob = slow_log_probs.gather(-1, action)[..., 0]
             trace = (slow_taken_log_prob - replay.log_prob).exp().clamp(max=1.0)
@@ -192,7 +200,7 @@ class OffPolicy:
             )
             improvement = 0.5 * improvement + coefficient * gradient
         entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return self._step(improvement, entropy, critic_loss, taken.mean(0), weight, progress)
+        return self._step(replay, improvement, entropy, critic_loss, taken.mean(0), progress)
 
     # Every other space: the critics are given the action.
 
@@ -224,14 +232,14 @@ class OffPolicy:
         else:
             improvement = self._sampled_improvement(replay, state, distribution, target - value[:, :-1])
             entropy = distribution.entropy()[:, :-1]
-        return self._step(improvement, entropy, critic_loss, taken.mean(0), weight, progress)
+        return self._step(replay, improvement, entropy, critic_loss, taken.mean(0), progress)
 
     def _sampled_improvement(
         self, replay: Replay, state: Tensor, distribution: JointDistribution, difference: Tensor
     ) -> Tensor:
         critic: Any = self.critic
         with torch.no_grad():
-            slow = self.slow_actor.distribution(replay.outputs(self.slow_actor))
+            slow = self._slow_policy(replay)
             actions = torch.stack([slow.sample(self.generator) for _ in range(_SAMPLED_ACTIONS)])
             states = state.expand(_SAMPLED_ACTIONS, *state.shape)
             values = critic.action_values(states, actions[..., :-1, :]).mean(0)
@@ -260,14 +268,15 @@ class OffPolicy:
 
     def _step(
         self,
+        replay: Replay,
         improvement: Tensor,
         entropy: Tensor,
         critic_loss: Tensor,
         taken: Tensor,
-        weight: Tensor,
         progress: float,
     ) -> dict[str, float]:
         """Follow both gradients, and tune the weight of the entropy."""
+        weight = replay.normalised_weight()
         alpha = self.log_alpha.exp().detach()
         actor_loss = ((improvement - alpha * entropy) * weight).sum()
         rate = self._rate(progress)
@@ -285,7 +294,7 @@ class OffPolicy:
         self._check(norms, critic_loss, actor_loss)
         with torch.no_grad():
             mean_entropy = (entropy * weight).sum()
-            error = mean_entropy - self._entropy_target
+            error = mean_entropy - self._wanted_entropy(replay)
             self.alpha_optimizer.step([self.log_alpha.exp() * error], _ALPHA_RATE * 10)
             self.log_alpha.copy_(self.alpha_optimizer.parameters[0].clamp_(-12.0, 1.0))
         self._scale.drift(float(error))
@@ -296,6 +305,17 @@ class OffPolicy:
             "entropy_coef": alpha.item(),
             "action_value": (taken * weight).sum().item(),
         }
+
+    def _wanted_entropy(self, replay: Replay) -> float:
+        """Return the entropy that is held: of discrete columns a part of the largest that the masks leave."""
+        actions, mask = self.actor.actions, replay.action_mask
+        largest = sum(math.log(n) for n in actions.category_sizes)
+        if mask is not None:
+            columns = torch.split(mask[:, :-1], list(actions.category_sizes), -1)
+            left = torch.stack([column.sum(-1).clamp(min=1).log() for column in columns]).sum(0)
+            largest = float((left * replay.normalised_weight()).sum())
+        largest += actions.binary_width * math.log(2)
+        return self.hp.entropy_target * largest - float(actions.numeric_width)
 
     def _check(self, norms: list[float], critic_loss: Tensor, actor_loss: Tensor) -> None:
         for name, norm, loss in (("critic", norms[0], critic_loss), ("actor", norms[1], actor_loss)):

@@ -93,7 +93,7 @@ class PPO:
         epochs = 0
         for _ in range(math.ceil(required(self.hp.replay_ratio))):
             order = torch.from_numpy(self.rng.permutation(count)).to(self.device)
-            shuffled, targets = chunks.reordered(order), Batch(*(part[order] for part in batch))
+            shuffled, targets = chunks.reordered(order), batch.reordered(order)
             sums = dict.fromkeys(("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"), 0.0)
             for part in np.array_split(np.arange(count), parts):
                 rows = slice(part[0], part[-1] + 1)
@@ -109,7 +109,7 @@ class PPO:
         weight = batch.weight[index]
         weight = weight / weight.sum().clamp(min=1.0)
 
-        distribution = self.actor.distribution(chunks.outputs(self.actor, index))
+        distribution = self.actor.distribution(chunks.outputs(self.actor, index), batch.allowed(index))
         log_ratio = distribution.log_prob(batch.action[index]) - batch.log_prob[index]
         ratio = log_ratio.exp()
         advantage = batch.advantage[index]

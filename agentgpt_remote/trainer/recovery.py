@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agentgpt_remote.errors import AgentGPTError, CapacityReached, ConnectionLost, RemoteTimeout
-from agentgpt_remote.policy.features import Float32
-from agentgpt_remote.trainer.lanes import Lane, LaneStep
+from agentgpt_remote.trainer.lanes import Lane, LaneStep, Observed
 
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 10.0
 _CLOSE_TIMEOUT_S = 5.0
@@ -42,14 +41,14 @@ class Outcome:
         name: of the lane.
         step: the result of the step that was awaited.
         lane: the lane, opened (again) and reset.
-        obs: its compact observations (n, width).
+        obs: what its agents see.
         error: why the step was lost, or why the lane will not be opened.
     """
 
     name: str
     step: LaneStep | None = None
     lane: Lane | None = None
-    obs: Float32 | None = None
+    obs: Observed | None = None
     error: Exception | None = None
 
 

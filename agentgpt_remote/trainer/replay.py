@@ -30,6 +30,7 @@ class Replay(NamedTuple):
         cut: float (C, T): 1 where the next token belongs to another decision sequence, or was not decided.
         weight: float (C, T): 1 where a decision is to be trained on.
         lag: mean number of updates since the decisions.
+        action_mask: what was allowed, bool (C, T + 1, categories); None where nothing was ever masked.
     """
 
     inputs: TokenInputs
@@ -42,19 +43,23 @@ class Replay(NamedTuple):
     cut: Tensor
     weight: Tensor
     lag: float
+    action_mask: Tensor | None = None
 
     def outputs(self, model: SequenceModel) -> Tensor:
         """Return a model's outputs for the tokens to train on and the one after them, (C, T + 1, num_outputs)."""
         skip = self.context_blocks - model.config.num_layers
         first = skip * model.config.max_input_states
-        inputs = TokenInputs(self.inputs.numeric[:, first:], self.inputs.categories[:, first:])
+        inputs = self.inputs.tokens(slice(None), first)
         return model.outputs(inputs, self.mask[:, skip:], trim=True)[:, : self.action.shape[1]]
 
     def current(self) -> TokenInputs:
         """Return the tokens to train on and the one after them, without context."""
         first = self.inputs.categories.shape[1] - self._padded
-        rows = slice(first, first + self.action.shape[1])
-        return TokenInputs(self.inputs.numeric[:, rows], self.inputs.categories[:, rows])
+        return self.inputs.tokens(slice(None), first, first + self.action.shape[1])
+
+    def normalised_weight(self) -> Tensor:
+        """Return the weights divided by their sum."""
+        return self.weight / self.weight.sum().clamp(min=1.0)
 
     @property
     def _padded(self) -> int:
@@ -118,6 +123,7 @@ def draw(
     action, log_prob, reward, terminated, traces_end, weight = (
         torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device) for array in arrays
     )
+    allowed = None if store.action_mask is None else torch.from_numpy(store.action_mask[rows, index]).to(device)
     decided = valid[:, :steps]
     lag = (version - store.version[rows, index][:, :steps])[decided]
     return Replay(
@@ -131,4 +137,5 @@ def draw(
         cut=traces_end,
         weight=weight,
         lag=float(lag.mean()) if decided.any() else 0.0,
+        action_mask=allowed,
     )

@@ -78,15 +78,14 @@ class Chunks:
         """Return a model's outputs for the new tokens of some chunks, (n, steps, num_outputs)."""
         skip = self.context_blocks - model.config.num_layers
         first = skip * model.config.max_input_states
-        inputs = TokenInputs(self.inputs.numeric[index, first:], self.inputs.categories[index, first:])
-        return model.outputs(inputs, self.mask[index, skip:], trim=True)[:, : self.steps]
+        return model.outputs(self.inputs.tokens(index, first), self.mask[index, skip:], trim=True)[:, : self.steps]
 
     def reordered(self, order: Tensor) -> Chunks:
         """Return the chunks in another order, copied once: minibatches are then slices."""
         rows = order.cpu().numpy()
         return replace(
             self,
-            inputs=TokenInputs(*(None if part is None else part[order] for part in self.inputs)),
+            inputs=self.inputs.tokens(order, 0),
             mask=self.mask[order],
             stream=self.stream[rows],
             column=self.column[rows],
@@ -119,12 +118,15 @@ def read_tokens(
     rows, index = streams[:, None], tokens % store.capacity
     absent = (tokens < store.oldest()[streams][:, None]) | (tokens > store.position[streams][:, None])
     is_first = store.is_first[rows, index] | absent
-    arrays = (store.obs[rows, index], store.prev_action(rows, tokens), is_first)
-    for array in arrays[:2]:
-        array[absent] = 0.0  # what the ring held there before: it would change the order of sums
-    obs, prev_action, first_flag = (torch.from_numpy(array).to(device) for array in arrays)
+    arrays = [store.obs[rows, index], store.prev_action(rows, tokens)]
+    if store.pixel_width:
+        arrays.append(store.pixels[rows, index])
+    for array in arrays:
+        array[absent] = 0  # what the ring held there before: it would change the order of sums
+    obs, prev_action, *images = (torch.from_numpy(array).to(device) for array in arrays)
+    first_flag, pixels = torch.from_numpy(is_first).to(device), images[0] if images else None
     with torch.no_grad():
-        inputs = encoder.prepare(obs, prev_action, first_flag)
+        inputs = encoder.prepare(obs, prev_action, first_flag, pixels)
     # The token after an absent one starts anew as well: what was before it is not there.
     starts = is_first.copy()
     starts[:, 1:] |= absent[:, :-1]

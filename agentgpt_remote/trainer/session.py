@@ -89,6 +89,7 @@ class TrainingSession:
 
     Raises:
         UnsupportedSpace: a space that can't be learned from.
+        ConfigError: the streams would take too much memory.
     """
 
     def __init__(
@@ -117,7 +118,9 @@ class TrainingSession:
         held = hp.buffer_size // num_agents if hp.algorithm == "offpolicy" else 4 * self._rollout_tokens // smallest
         capacity = held + self._context
         actions = ActionFeatures(action_space)
-        self.store = StreamStore(num_agents, capacity, self.model.observations.width, actions.width)
+        seen = self.model.observations
+        sized_by = "buffer_size" if hp.algorithm == "offpolicy" else "rollout_steps"
+        self.store = StreamStore(num_agents, capacity, seen.width, actions.width, seen.pixel_width, sized_by)
         self.rewards = RewardScaler(num_agents, hp.gamma_init)
         self.observations = RunningMoments(self.model.observations.numeric_width)
         self.generator = torch.Generator(self.device).manual_seed(hp.seed)
@@ -235,7 +238,8 @@ class TrainingSession:
 
     def _sizes(self) -> dict[str, Any]:
         """Return what a checkpoint's weights must agree with."""
-        names = ("algorithm", "num_layers", "critic_num_layers", "d_model", "num_heads", "max_input_states")
+        sizes = ("num_layers", "critic_num_layers", "d_model", "num_heads", "max_input_states")
+        names = ("algorithm", "gpt_type", *sizes)
         return {name: getattr(self.hp, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -244,10 +248,11 @@ class TrainingSession:
         Raises:
             ConfigError: the checkpoint is of a model of other sizes, or of another environment.
         """
+        saved = {"gpt_type": "llama", **state["model"]}
         for name, value in self._sizes().items():
-            if state["model"].get(name) != value:
+            if saved.get(name) != value:
                 raise ConfigError(
-                    f"{name}={value!r}: the run to resume has {name}={state['model'].get(name)!r}; "
+                    f"{name}={value!r}: the run to resume has {name}={saved.get(name)!r}; "
                     "leave it as it was, or start another run"
                 )
         spaces_now = [repr(self.model.observation_space), repr(self.model.action_space)]

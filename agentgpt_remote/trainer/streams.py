@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agentgpt_remote.errors import ConfigError
+
+logger = logging.getLogger("agentgpt_remote.trainer")
+MAX_STORE_BYTES = 8 * 2**30
+_SCALAR_BYTES = 32  # of a token, beside observation, action and mask
 _COMPLETED = ("action", "log_prob", "version", "reward", "terminated", "truncated", "valid")
 
 
@@ -23,16 +29,44 @@ class StreamStore:
         capacity: tokens kept per agent.
         obs_width: columns of a compact observation.
         action_width: columns of a compact action.
+        pixel_width: bytes of an observation's images, which are kept as uint8.
+        sized_by: the hyperparameter that sets the capacity; named in the error.
 
     Attributes:
         position: int64 array (num_streams,): tokens completed so far; the open token sits there.
         trained: int64 array (num_streams,): tokens before this one have been trained on.
+        pixels: uint8 array (num_streams, capacity, pixel_width): images of the observations.
+        action_mask: bool array (num_streams, capacity, categories): what was allowed; None until there is a mask.
         begun: int64 array (num_streams,): tokens before this one were never stored here.
         opened: bool array (num_streams,): streams that have an open token.
+
+    Raises:
+        ConfigError: it would take more than 8 GiB.
     """
 
-    def __init__(self, num_streams: int, capacity: int, obs_width: int, action_width: int) -> None:
+    def __init__(
+        self,
+        num_streams: int,
+        capacity: int,
+        obs_width: int,
+        action_width: int,
+        pixel_width: int = 0,
+        sized_by: str = "rollout_steps",
+    ) -> None:
         shape = (num_streams, capacity)
+        token_bytes = 4 * (obs_width + action_width) + pixel_width + _SCALAR_BYTES
+        if num_streams * capacity * token_bytes > MAX_STORE_BYTES:
+            raise ConfigError(
+                f"{sized_by}: keeping {capacity} steps of each of {num_streams} agents, at {token_bytes} bytes a step "
+                f"({pixel_width} of images), takes {num_streams * capacity * token_bytes / 2**30:.1f} GiB: expected at "
+                f"most {MAX_STORE_BYTES / 2**30:g}; lower {sized_by} or num_envs, or make the observations smaller"
+            )
+        if pixel_width:
+            image_gib = num_streams * capacity * pixel_width / 2**30
+            logger.info("store streams=%d steps_each=%d images_gib=%.2f", num_streams, capacity, image_gib)
+        self.pixel_width = pixel_width
+        self.pixels = np.zeros((*shape, pixel_width), np.uint8)
+        self.action_mask: NDArray[np.bool_] | None = None
         self.num_streams, self.capacity = shape
         self.obs = np.zeros((*shape, obs_width), np.float32)
         self.action = np.zeros((*shape, action_width), np.float32)
@@ -48,18 +82,37 @@ class StreamStore:
         self.begun = np.zeros(num_streams, np.int64)
         self.opened = np.zeros(num_streams, np.bool_)
 
-    def open(self, streams: slice, obs: NDArray[Any], is_first: NDArray[np.bool_]) -> None:
+    def open(
+        self,
+        streams: slice,
+        obs: NDArray[Any],
+        is_first: NDArray[np.bool_],
+        *,
+        pixels: NDArray[np.uint8] | None = None,
+        action_mask: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Begin a token for each of the streams.
 
         Args:
             streams: which streams, n of them.
             obs: compact observations, (n, obs_width).
             is_first: bool array (n,): an episode begins here.
+            pixels: bytes of the observations' images, (n, pixel_width), where there are any.
+            action_mask: what is allowed here, (n, categories); None allows everything.
         """
         rows, index = self._at(streams)
         self.obs[rows, index] = obs
         self.is_first[rows, index] = is_first
         self.opened[streams] = True
+        if pixels is not None:
+            self.pixels[rows, index] = pixels
+        if action_mask is not None and self.action_mask is None:
+            self._mask_actions(action_mask.shape[1])
+        if self.action_mask is not None:
+            self.action_mask[rows, index] = True if action_mask is None else action_mask
+
+    def _mask_actions(self, width: int) -> None:
+        self.action_mask = np.ones((self.num_streams, self.capacity, width), np.bool_)
 
     def act(self, streams: slice, action: NDArray[Any], log_prob: NDArray[Any], version: int) -> None:
         """Store the decision taken at the open tokens: compact action (n, action_width), log-probability (n,)."""
@@ -108,9 +161,10 @@ class StreamStore:
         return np.maximum(self.begun, self.position - self.capacity + 1)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that hold one row per token."""
+        """Return the arrays that hold one row per token, without those whose rows are empty."""
         shape = (self.num_streams, self.capacity)
-        return {name: value for name, value in vars(self).items() if getattr(value, "shape", ())[:2] == shape}
+        arrays = {name: value for name, value in vars(self).items() if getattr(value, "shape", ())[:2] == shape}
+        return {name: value for name, value in arrays.items() if value.size}
 
     def state_dict(self, context: int, replay: int = 0) -> dict[str, Any]:
         """Return what is untrained, what is before it, and the open tokens, as tensors.
@@ -138,6 +192,8 @@ class StreamStore:
             getattr(self, name)[:] = state[name].numpy()
         rows, tokens = _ragged(first, self.position + 1)
         self.begun[:] = first
+        if "action_mask" in state["arrays"]:
+            self._mask_actions(state["arrays"]["action_mask"].shape[1])
         held = tokens >= self.oldest()[rows]
         for name, value in self._arrays().items():
             value[rows[held], tokens[held] % self.capacity] = state["arrays"][name].numpy()[held]

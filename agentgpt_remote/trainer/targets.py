@@ -72,6 +72,7 @@ class Batch(NamedTuple):
         advantage: normalised over the rollout.
         value_target: in units of scaled rewards.
         weight: 1 for steps to train on, else 0.
+        action_mask: bool (C, steps, categories), what was allowed; None where nothing was ever masked.
     """
 
     action: Tensor
@@ -79,6 +80,16 @@ class Batch(NamedTuple):
     advantage: Tensor
     value_target: Tensor
     weight: Tensor
+    action_mask: Tensor | None = None
+
+    def reordered(self, order: Tensor) -> Batch:
+        """Return the chunks in another order."""
+        floats = (self.action, self.log_prob, self.advantage, self.value_target, self.weight)
+        return Batch(*(part[order] for part in floats))._replace(action_mask=self.allowed(order))
+
+    def allowed(self, index: Tensor | slice) -> Tensor | None:
+        """Return the action masks of some chunks."""
+        return None if self.action_mask is None else self.action_mask[index]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -112,7 +123,11 @@ class Targets:
         rows = chunks.stream[:, None]
         parts = [np.ascontiguousarray(array[rows, chunks.column], np.float32) for array in arrays]
         parts[-1] *= chunks.inside
-        return Batch(*(torch.from_numpy(part).to(device) for part in parts))
+        allowed = None
+        if store.action_mask is not None:
+            masks = window.gather(store, store.action_mask)[rows, chunks.column]
+            allowed = torch.from_numpy(masks).to(device)
+        return Batch(*(torch.from_numpy(part).to(device) for part in parts))._replace(action_mask=allowed)
 
     def metrics(self) -> dict[str, float]:
         """Return how well values explain returns, and the policy's lag in updates."""

@@ -21,6 +21,10 @@ SPACES: dict[str, tuple[Space, Space]] = {
     "continuous": (spaces.Box(-np.inf, np.inf, (3,), np.float64), spaces.Box(-2, 2, (2,), np.float32)),
     "multi": (spaces.MultiDiscrete([3, 4]), spaces.MultiDiscrete([2, 5], start=[1, -1])),
     "bits": (spaces.MultiBinary(6), spaces.MultiBinary((2, 2))),
+    "images": (
+        spaces.Dict({"camera": spaces.Box(0, 255, (20, 24, 3), np.uint8), "speed": spaces.Box(-1, 1, (2,))}),
+        spaces.Discrete(5),
+    ),
     "nested": (
         spaces.Dict(
             {"pose": spaces.Box(-1, 1, (2, 3)), "mode": spaces.Tuple([spaces.Discrete(3), spaces.MultiBinary(2)])}

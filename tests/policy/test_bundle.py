@@ -44,6 +44,13 @@ def test_save_bundle_replaces_the_one_that_is_there(folder: Path) -> None:
     assert len(list(folder.iterdir())) == 3
 
 
+def test_bundle_from_before_model_types_and_images_loads(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    before = {name: value for name, value in config["model"].items() if name not in ("gpt_type", "image_encoder")}
+    _edit(folder, model=before)
+    assert (load_bundle(folder).config.gpt_type, load_bundle(folder).config.image_encoder) == ("llama", "none")
+
+
 def test_missing_bundle_says_where_bundles_come_from(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no policy bundle at .*nowhere.*agentgpt train"):
         load_bundle(tmp_path / "nowhere")

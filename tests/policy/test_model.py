@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -12,10 +12,11 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from agentgpt_remote.errors import ConfigError, UnsupportedSpace
-from agentgpt_remote.policy.config import GPTConfig
+from agentgpt_remote.policy.config import GPTConfig, GPTType
 from agentgpt_remote.policy.features import ActionFeatures, ObservationFeatures
 from agentgpt_remote.policy.model import PolicyModel
 
+TYPES: tuple[GPTType, ...] = get_args(GPTType)
 OBSERVATIONS = spaces.Dict(
     camera=spaces.Box(0, 255, (2, 3), np.uint8),
     place=spaces.Discrete(5, start=-2),
@@ -29,6 +30,16 @@ ACTIONS = spaces.Tuple(
         spaces.MultiBinary(2),
     )
 )
+
+
+def trained(model: PolicyModel) -> PolicyModel:
+    """Return the model with positions and outputs that weigh as much as after long training."""
+    with torch.no_grad():
+        model.head.weight.mul_(30.0)
+        for block in model.trunk.blocks:
+            if hasattr(block, "position"):
+                block.position.mul_(50.0)
+    return model
 
 
 def sample_batch(space: spaces.Space[Any], count: int) -> Any:
@@ -48,11 +59,11 @@ def make_streams(model: PolicyModel, agents: int, steps: int, seed: int) -> tupl
 
 @pytest.mark.parametrize(("layers", "window"), [(1, 1), (1, 4), (3, 5), (2, 16)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_act_step_equals_recompute_over_random_episodes(layers: int, window: int, seed: int) -> None:
+@pytest.mark.parametrize("gpt_type", TYPES)
+def test_act_step_equals_recompute_over_random_episodes(layers: int, window: int, seed: int, gpt_type: GPTType) -> None:
     torch.manual_seed(seed)
-    model = PolicyModel(
-        OBSERVATIONS, ACTIONS, GPTConfig(num_layers=layers, d_model=32, num_heads=4, max_input_states=window)
-    )
+    sizes = GPTConfig(num_layers=layers, d_model=32, num_heads=4, max_input_states=window, gpt_type=gpt_type)
+    model = trained(PolicyModel(OBSERVATIONS, ACTIONS, sizes))
     agents, steps = 5, 90
     obs, prev, is_first = make_streams(model, agents, steps, seed)
     cache = model.make_cache(agents + 2)
@@ -67,9 +78,11 @@ def test_act_step_equals_recompute_over_random_episodes(layers: int, window: int
             torch.testing.assert_close(got, wanted[:, t], atol=1e-5, rtol=1e-5)
 
 
-def test_act_step_agents_may_come_in_any_group_and_order() -> None:
+@pytest.mark.parametrize("gpt_type", TYPES)
+def test_act_step_agents_may_come_in_any_group_and_order(gpt_type: GPTType) -> None:
     torch.manual_seed(0)
-    model = PolicyModel(OBSERVATIONS, ACTIONS, GPTConfig(num_layers=2, d_model=32, max_input_states=4))
+    sizes = GPTConfig(num_layers=2, d_model=32, max_input_states=4, gpt_type=gpt_type)
+    model = trained(PolicyModel(OBSERVATIONS, ACTIONS, sizes))
     obs, prev, is_first = make_streams(model, 4, 60, 3)
     cache, position = model.make_cache(4), np.zeros(4, int)
     rng = np.random.default_rng(0)
@@ -96,10 +109,11 @@ def test_act_step_slice_equals_tensor_slots() -> None:
             torch.testing.assert_close(a, b)
 
 
-def test_rebuilt_cache_continues_as_if_it_had_acted() -> None:
+@pytest.mark.parametrize("gpt_type", TYPES)
+def test_rebuilt_cache_continues_as_if_it_had_acted(gpt_type: GPTType) -> None:
     torch.manual_seed(0)
-    config = GPTConfig(num_layers=3, d_model=32, num_heads=4, max_input_states=5)
-    model = PolicyModel(OBSERVATIONS, ACTIONS, config)
+    config = GPTConfig(num_layers=3, d_model=32, num_heads=4, max_input_states=5, gpt_type=gpt_type)
+    model = trained(PolicyModel(OBSERVATIONS, ACTIONS, config))
     obs, prev, is_first = make_streams(model, 6, 60, 0)
     count = -(-config.context_tokens // 5) * 5
     end = 40
@@ -114,9 +128,11 @@ def test_rebuilt_cache_continues_as_if_it_had_acted() -> None:
             torch.testing.assert_close(params, wanted[:, t], atol=1e-5, rtol=1e-5)
 
 
-def test_cache_positions_wrap_without_a_seam() -> None:
+@pytest.mark.parametrize("gpt_type", TYPES)
+def test_cache_positions_wrap_without_a_seam(gpt_type: GPTType) -> None:
     torch.manual_seed(0)
-    model = PolicyModel(OBSERVATIONS, ACTIONS, GPTConfig(d_model=16, num_heads=2, max_input_states=4))
+    sizes = GPTConfig(d_model=16, num_heads=2, max_input_states=4, gpt_type=gpt_type)
+    model = trained(PolicyModel(OBSERVATIONS, ACTIONS, sizes))
     obs, prev, is_first = make_streams(model, 1, 30, 0)
     is_first[:, 1:] = False
     cache = model.make_cache(1)
@@ -128,9 +144,10 @@ def test_cache_positions_wrap_without_a_seam() -> None:
             torch.testing.assert_close(params, wanted[:, t], atol=1e-5, rtol=1e-5)
 
 
-def test_forward_sees_neither_the_future_nor_other_episodes_nor_beyond_the_context() -> None:
+@pytest.mark.parametrize("gpt_type", TYPES)
+def test_forward_sees_neither_the_future_nor_other_episodes_nor_beyond_the_context(gpt_type: GPTType) -> None:
     torch.manual_seed(0)
-    config = GPTConfig(num_layers=2, d_model=32, max_input_states=4)
+    config = GPTConfig(num_layers=2, d_model=32, max_input_states=4, gpt_type=gpt_type)
     space = spaces.Box(-1, 1, (3,))
     model = PolicyModel(space, spaces.Discrete(2), config)
     obs, prev, is_first = torch.randn(1, 30, 3), torch.zeros(1, 30, 1), torch.zeros(1, 30, dtype=torch.bool)

@@ -174,6 +174,7 @@ def test_invocations_act_on_json(served: dict[str, str], bundles: dict[str, Path
         "offset": -2,
         "continuous": [1, 2, 3],
         "multi": [2, 3],
+        "images": {"camera": np.zeros((20, 24, 3), int).tolist(), "speed": [0.5, -1]},
         "bits": [1, 0, 0, 1, 1, 0],
         "nested": {"pose": [[0, 0, 1], [1, 0, 0]], "mode": [2, [1, 0]]},
     }[name]

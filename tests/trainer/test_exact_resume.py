@@ -19,6 +19,8 @@ from agentgpt_remote.trainer.checkpoint import Checkpoints
 from agentgpt_remote.trainer.exploration import Exploration
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.loop import TrainingResult, train
+from examples.envs import catch, doors
+from tests.trainer.test_spaces import Everything
 from tests.trainer.tiny_envs import Echo
 
 Envs = VectorEnv[Any, Any, Any]
@@ -103,7 +105,7 @@ def mujoco() -> gym.Env[Any, Any]:
     return gym.make("InvertedPendulum-v5")
 
 
-@pytest.mark.parametrize("make", [Echo, cartpole, pendulum, mujoco])
+@pytest.mark.parametrize("make", [Echo, cartpole, pendulum, mujoco, catch, doors, Everything])
 def test_stopped_and_resumed_run_equals_the_one_that_was_not(
     tmp_path: Path, make: Callable[[], gym.Env[Any, Any]]
 ) -> None:
@@ -119,14 +121,18 @@ def test_stopped_and_resumed_run_equals_the_one_that_was_not(
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("noise", ["none", "parameter_noise"])
-def test_off_policy_run_goes_on_with_its_replay_as_if_it_had_not_been_stopped(tmp_path: Path, noise: Any) -> None:
+@pytest.mark.parametrize(
+    ("make", "noise"), [(Echo, "none"), (Echo, "parameter_noise"), (doors, "epsilon_greedy"), (Everything, "none")]
+)
+def test_off_policy_run_goes_on_with_its_replay_as_if_it_had_not_been_stopped(
+    tmp_path: Path, make: Callable[[], gym.Env[Any, Any]], noise: Any
+) -> None:
     chosen: dict[str, Any] = {"algorithm": "offpolicy", "rollout_steps": None, "batch_size": 64, "replay_ratio": 2.0}
     chosen |= {"learning_starts": 200, "max_steps": 1200, "exploration": {"discrete": Exploration(type=noise)}}
-    run(tmp_path / "whole", Echo, **chosen)
+    run(tmp_path / "whole", make, **chosen)
     for stop_at in (37, 101):
-        assert run(tmp_path / "parts", Echo, stop_at, resume_training=True, **chosen).stopped
-    run(tmp_path / "parts", Echo, resume_training=True, **chosen)
+        assert run(tmp_path / "parts", make, stop_at, resume_training=True, **chosen).stopped
+    run(tmp_path / "parts", make, resume_training=True, **chosen)
     same_bits(last_state(tmp_path / "whole"), last_state(tmp_path / "parts"))
     assert stable(tmp_path / "whole") == stable(tmp_path / "parts") != []
 

@@ -43,6 +43,20 @@ def test_bad_values_name_field_value_and_expectation(values: dict[str, Any], tex
     assert text in str(caught.value)
 
 
+def test_dropout_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match=r"dropout=0\.1: expected 0\. Actions are stored with their probability"):
+        Hyperparameters(dropout=0.1)
+    with pytest.raises(ConfigError, match=r"dropout=1\.0: expected a number of at least 0 and less than 1"):
+        Hyperparameters(dropout=1.0)
+
+
+def test_gpt_type_reaches_both_models() -> None:
+    resolved = Hyperparameters(gpt_type="gpt2").resolve("cpu")
+    assert resolved.model_config().gpt_type == resolved.critic_config().gpt_type == "gpt2"
+    with pytest.raises(ConfigError, match="gpt_type='gpt3': expected one of 'llama', 'gpt2'"):
+        Hyperparameters.from_dict({"gpt_type": "gpt3"})
+
+
 def test_host_needs_a_url() -> None:
     with pytest.raises(ConfigError, match="env_endpoint='sim-7'"):
         EnvHost(env_endpoint="sim-7")
