@@ -94,12 +94,13 @@ def test_view_of_a_first_report_has_no_figures_yet() -> None:
 
 
 def test_plain_lines_come_every_few_seconds_and_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_json(tmp_path / CONFIG_NAME, {"hyperparameters": Hyperparameters(env_id="X").resolve("cpu").to_dict()})
+    resolved = Hyperparameters(env_id="X").resolve("cpu").to_dict()
+    write_json(tmp_path / CONFIG_NAME, {"algorithm": "ppo (as told)", "hyperparameters": resolved})
     with show_progress(tmp_path) as report:
         for env_steps in (100, 200, 1000):
             report(progress(env_steps, 10.0, **{"rollout/greedy_return": 77.5}))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith(f"run {tmp_path}: device=cpu")
+    assert lines[0].startswith(f"run {tmp_path}: algorithm=ppo (as told), device=cpu")
     assert [line.split()[0] for line in lines[1:]] == ["100/1000", "1000/1000"]
     assert "return 10.0 (greedy 77.5), 3 episodes, 1234 steps/s" in lines[-1]
     assert not any("\x1b" in line for line in lines)
