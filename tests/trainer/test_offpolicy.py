@@ -45,15 +45,6 @@ def run(run_dir: Path, make: Any = Echo, **values: Any) -> TrainingResult:
         envs.close()
 
 
-@pytest.fixture
-def model() -> PolicyModel:
-    torch.manual_seed(0)
-    config = GPTConfig(num_layers=2, d_model=32, num_heads=2, max_input_states=5)
-    built = PolicyModel(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), config)
-    built.head.weight.data.normal_()
-    return built
-
-
 @pytest.mark.parametrize("capacity", [256, 64])
 def test_drawn_sequences_are_what_was_stored(model: PolicyModel, capacity: int) -> None:
     store = StreamStore(3, capacity, 3, 1)

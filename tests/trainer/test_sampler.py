@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
-from agentgpt_remote.policy.config import GPTConfig
 from agentgpt_remote.policy.model import PolicyModel, ValueModel
 from agentgpt_remote.trainer.sampler import Window, cut_chunks, window_values
 from agentgpt_remote.trainer.streams import StreamStore
@@ -34,15 +32,6 @@ def fill(store: StreamStore, model: PolicyModel, steps: list[int], seed: int) ->
             ends = rng.random(1) < 0.1
             store.complete(one, rng.normal(size=1), ends, ends & False, ~ends | True)
             prev, is_first = action.numpy(), ends
-
-
-@pytest.fixture
-def model() -> PolicyModel:
-    torch.manual_seed(0)
-    config = GPTConfig(num_layers=2, d_model=32, num_heads=2, max_input_states=5)
-    built = PolicyModel(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), config)
-    built.head.weight.data.normal_()
-    return built
 
 
 @pytest.mark.parametrize("capacity", [128, 64])
