@@ -160,6 +160,8 @@ _EXTRA_OF_MODULE = {
     "matplotlib": "train",
     "stable_baselines3": "sb3",
     "wandb": "wandb",
+    "boto3": "cloud",
+    "botocore": "cloud",
 }
 
 

@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -58,6 +59,41 @@ def resolve_token(token: str | None) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TLS:
+    """What a server proves itself with.
+
+    Attributes:
+        cert: file with the certificate chain, PEM.
+        key: file with its private key, PEM.
+    """
+
+    cert: str
+    key: str
+
+    @classmethod
+    def of(cls, cert: str | None, key: str | None) -> TLS | None:
+        """Return both files, or None where neither is given.
+
+        Raises:
+            ConfigError: one is given without the other.
+        """
+        if (cert is None) != (key is None):
+            raise ConfigError("TLS needs both files: pass --tls-cert and --tls-key")
+        return None if cert is None or key is None else cls(cert=cert, key=key)
+
+    def check(self) -> None:
+        """Load both files.
+
+        Raises:
+            ConfigError: one can't be read, or they don't belong together.
+        """
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key)
+        except OSError as error:  # ssl.SSLError too
+            raise ConfigError(f"can't use the certificate {self.cert} with the key {self.key}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerOptions:
     """How a server listens.
 
@@ -65,7 +101,8 @@ class ServerOptions:
         host: address to bind; anything but loopback needs a token.
         port: TCP port; 0 takes a free one.
         token: bearer token that clients must present, or ``None``.
-        scheme: scheme of the URL that clients are told.
+        scheme: scheme of the URL that clients are told; with TLS an s is added.
+        tls: certificate to encrypt with, or ``None``.
         max_frame_bytes: largest WebSocket message accepted, in bytes.
         shutdown_timeout_s: how long open requests may take to end, in seconds.
     """
@@ -74,6 +111,7 @@ class ServerOptions:
     port: int = 8000
     token: str | None = None
     scheme: str = "ws"
+    tls: TLS | None = None
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES
     shutdown_timeout_s: float = 5.0
 
@@ -186,7 +224,7 @@ def _bind(options: ServerOptions) -> socket.socket:
 
     Raises:
         AuthError: the address is not loopback and there is no token.
-        ConfigError: the port is out of range, or the address is not one of this machine's.
+        ConfigError: the port is out of range, the address is not one of this machine's, or the certificate is no good.
         PortInUse: another process listens there.
     """
     if not 0 <= options.port <= 65535:
@@ -196,6 +234,8 @@ def _bind(options: ServerOptions) -> socket.socket:
             f"refusing to listen on {options.host!r} without a token: anyone who reaches the port could use it. "
             f"Pass --token (or token=), set {TOKEN_VARIABLE}, or listen on 127.0.0.1"
         )
+    if options.tls is not None:
+        options.tls.check()
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -225,7 +265,8 @@ def _keep_alive(listener: socket.socket) -> None:
 
 def _url_of(listener: socket.socket, options: ServerOptions) -> str:
     name = f"[{options.host}]" if ":" in options.host else options.host
-    return f"{options.scheme}://{name}:{listener.getsockname()[1]}"
+    scheme = options.scheme if options.tls is None else f"{options.scheme}s"
+    return f"{scheme}://{name}:{listener.getsockname()[1]}"
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
@@ -268,6 +309,8 @@ def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], 
             log_config=None,
             log_level=logging.WARNING,  # at DEBUG, websockets logs request headers, and one of them is the token
             server_header=False,
+            ssl_certfile=None if options.tls is None else options.tls.cert,
+            ssl_keyfile=None if options.tls is None else options.tls.key,
         )
     )
 

@@ -13,7 +13,7 @@ import pytest
 import agentgpt_remote
 
 PACKAGE = Path(agentgpt_remote.__file__).parent
-FOLDERS = {"cli", "policy", "server", "trainer", "wrappers"}
+FOLDERS = {"cli", "cloud", "policy", "server", "trainer", "wrappers"}
 TOP = {"__init__", "__main__", "agentgpt", "diagnostics"}  # the public face: may name every folder, nobody imports it
 ALLOWED = {
     "shared": {"shared"},
@@ -21,6 +21,7 @@ ALLOWED = {
     "policy": {"policy", "shared"},
     "server": {"server", "wrappers", "shared"},
     "trainer": {"trainer", "policy", "wrappers", "shared"},
+    "cloud": {"cloud", "trainer", "shared"},
     "top": FOLDERS | {"shared", "top"},
     "cli": FOLDERS | {"shared", "top"},
 }
@@ -147,7 +148,7 @@ def test_unknown_public_name_says_what_there_is() -> None:
 def test_missing_extra_names_the_command() -> None:
     code = (
         "import sys; sys.modules['torch'] = None; import agentgpt_remote\n"
-        "try: agentgpt_remote.GPTPolicy\n"
+        "try: agentgpt_remote.GPTPolicy('folder')\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
     assert "DependencyNotInstalled" in (out := _run(code))

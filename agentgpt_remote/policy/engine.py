@@ -2,118 +2,349 @@
 
 from __future__ import annotations
 
-from collections.abc import KeysView
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agentgpt_remote.errors import CapacityReached
+from agentgpt_remote.errors import BundleError, CapacityReached, ConfigError
 from agentgpt_remote.policy.cache import KVCache, Slots
+from agentgpt_remote.policy.control import NeutralActions
+from agentgpt_remote.policy.features import Float32
+from agentgpt_remote.policy.history import Rows, StepHistory, Steps, history_length
 from agentgpt_remote.policy.images import UInt8
 from agentgpt_remote.policy.model import PolicyModel
+from agentgpt_remote.policy.options import ActOptions
 
 DEFAULT_MAX_AGENTS = 65_536
 MAX_CACHE_BYTES = 4 * 2**30
 _FIRST_SLOTS = 16
+_CHUNK_TOKENS = 16_384
+_NOBODY = np.int64(2**62)
+
+Dropped = Callable[[str], None]
+
+
+class SlotIndex(NamedTuple):
+    """Some slots, in the forms that numpy and torch read fastest.
+
+    Attributes:
+        rows: int64 array.
+        slots: the same as a slice where they are consecutive, else as a tensor.
+        at: the same for numpy.
+    """
+
+    rows: Rows
+    slots: Slots
+    at: slice | Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """One batch of agents that need an action.
+
+    Attributes:
+        obs: compact observations, float32 of shape (n, observation width).
+        pixels: bytes of the observations' images, uint8 of shape (n, P), where there are any.
+        is_first: bool of shape (n,): the observation begins an episode.
+        index: n different slots.
+        options: how to choose.
+    """
+
+    obs: Float32
+    pixels: UInt8 | None
+    is_first: NDArray[np.bool_]
+    index: SlotIndex
+    options: ActOptions
 
 
 class PolicyEngine:
     """Acts for agents that each have a slot.
 
-    The cache doubles when it is full, up to ``max_agents``; released slots are used again.
+    A slot holds the agent's last steps, and the keys and values that the model made of them. The latter are made
+    anew where they are stale: after a change of weights, after steps with a shorter memory, or when the steps came
+    from elsewhere. Slots double when they are all taken, up to ``max_agents``; then the agents that have not acted
+    for longest make room.
 
     Args:
         model: the actor.
-        max_agents: most agents at once; by default 65,536, or as many as fit in 4 GiB of cache.
+        max_agents: most agents at once; by default 65,536, or as many as fit in 4 GiB.
     """
 
     def __init__(self, model: PolicyModel, max_agents: int | None = None) -> None:
         self.model = model
-        if max_agents is None:
-            max_agents = max(1, min(DEFAULT_MAX_AGENTS, MAX_CACHE_BYTES // _agent_bytes(model)))
-        self.max_agents = max_agents
         self._device = model.log_std.device
-        self._capacity = min(_FIRST_SLOTS, max_agents)
-        self._cache, self._previous = self._make(self._capacity)
-        self._free = list(range(self._capacity - 1, -1, -1))
+        self.history = StepHistory(model.observations, model.actions, history_length(model.config))
+        if max_agents is None:
+            slot_bytes = _cache_bytes(model) + self.history.slot_bytes
+            max_agents = max(1, min(DEFAULT_MAX_AGENTS, MAX_CACHE_BYTES // slot_bytes))
+        self.max_agents = max_agents
+        self.num_dropped = 0
+        self._neutral = NeutralActions(model.actions)
+        self._generator = torch.Generator(device=self._device)
+        self._capacity, self._tick = 0, 0
+        self._cache = model.make_cache(0)
+        self._previous = np.zeros((0, model.actions.width), np.float32)
+        self._stale = np.zeros(0, np.bool_)
+        self._used = np.zeros(0, np.int64)  # the round in which each slot last acted
+        self._owners: list[tuple[str, Dropped] | None] = []
+        self._free: list[int] = []
+        self._grow(min(_FIRST_SLOTS, max_agents))
 
-    def _make(self, capacity: int) -> tuple[KVCache, Tensor]:
-        return self.model.make_cache(capacity), torch.zeros(capacity, self.model.actions.width, device=self._device)
+    @property
+    def num_agents(self) -> int:
+        """Slots that are taken."""
+        return self._capacity - len(self._free)
+
+    @property
+    def max_input_states(self) -> int:
+        """The attention window of the model."""
+        return self.model.config.max_input_states
 
     def _grow(self, capacity: int) -> None:
-        cache, previous = self._make(capacity)
-        _copy_cache(self._cache, cache, self._capacity)
-        previous[: self._capacity] = self._previous
-        self._cache, self._previous = cache, previous
-        self._free[:0] = range(capacity - 1, self._capacity - 1, -1)
+        cache, old, extra = self.model.make_cache(capacity), self._capacity, capacity - self._capacity
+        _copy_cache(self._cache, cache, old)
+        self._cache = cache
+        self._previous = np.concatenate((self._previous, np.zeros((extra, self._previous.shape[1]), np.float32)))
+        self._stale = np.concatenate((self._stale, np.zeros(extra, np.bool_)))
+        self._used = np.concatenate((self._used, np.full(extra, _NOBODY)))
+        self._owners.extend([None] * extra)
+        self.history.grow(capacity)
+        self._free[:0] = range(capacity - 1, old - 1, -1)
         self._capacity = capacity
 
-    def allocate(self, count: int) -> list[int]:
-        """Return ``count`` slots that are nobody's.
+    def begin(self) -> None:
+        """Begin a round: agents that are used from here on can't be dropped in it."""
+        self._tick += 1
+
+    def use(self, index: SlotIndex) -> None:
+        """Keep slots from being dropped in this round."""
+        self._used[index.at] = self._tick
+
+    def allocate(self, owners: Sequence[tuple[str, Dropped]]) -> list[int]:
+        """Return a slot per owner, of those that are nobody's or have not acted for longest.
+
+        Args:
+            owners: the agent's id, and what is called with it when the agent is dropped.
 
         Raises:
-            CapacityReached: there would be more than ``max_agents``.
+            CapacityReached: more than ``max_agents`` would act in this round; nothing has changed.
         """
-        used = self._capacity - len(self._free)
-        if used + count > self.max_agents:
-            raise CapacityReached(
-                f"{used + count} agents at once: this policy holds at most {self.max_agents}; "
-                "terminate agents that are gone"
-            )
+        count = len(owners)
+        missing = self.num_agents + count - self.max_agents
+        if missing > 0:
+            self._make_room(missing)
         while len(self._free) < count:
             self._grow(min(2 * self._capacity, self.max_agents))
-        return [self._free.pop() for _ in range(count)]
+        slots = [self._free.pop() for _ in owners]
+        for slot, owner in zip(slots, owners, strict=True):
+            self._owners[slot] = owner
+        self._used[slots] = self._tick
+        return slots
+
+    def _make_room(self, count: int) -> None:
+        idle = np.flatnonzero(self._used < self._tick)
+        if len(idle) < count:
+            raise CapacityReached(
+                f"{self.max_agents + count - len(idle)} agents at once: this policy holds at most {self.max_agents}; "
+                "terminate agents that are gone"
+            )
+        longest = idle[np.argsort(self._used[idle], kind="stable")[:count]]
+        for slot in longest.tolist():
+            owner = self._owners[slot]
+            if owner is not None:
+                self.num_dropped += 1
+                owner[1](owner[0])
+        self.release(longest.tolist())
 
     def release(self, slots: list[int]) -> None:
         """Give slots back."""
+        for slot in slots:
+            self._owners[slot] = None
+        self._used[slots] = _NOBODY
+        self.history.clear(np.asarray(slots, np.int64))
         self._free.extend(slots)
 
-    @torch.inference_mode()
-    def act(
-        self,
-        obs: NDArray[np.float32],
-        slots: Slots,
-        is_first: NDArray[np.bool_],
-        generator: torch.Generator | None,
-        pixels: UInt8 | None = None,
-        action_mask: NDArray[np.bool_] | None = None,
-    ) -> NDArray[np.float32]:
-        """Return compact actions for one new observation per agent.
+    def restore(self, slot: int, steps: Steps, previous: Float32) -> None:
+        """Give a slot the steps of an agent that another server, or this one before, knew.
 
         Args:
-            obs: compact observations, float32 of shape (n, observation width).
-            slots: n different slots, from :meth:`index`.
-            is_first: bool of shape (n,): the observation begins an episode.
-            generator: draws the actions; ``None`` takes the likeliest ones.
-            pixels: bytes of the observations' images, uint8 of shape (n, P), where there are any.
-            action_mask: bool of shape (n, categories): what is allowed; None allows everything.
+            slot: whose.
+            steps: its last steps, oldest first.
+            previous: compact action that followed them, float32 of shape (action width,).
+        """
+        self.history.restore(slot, steps)
+        self._previous[slot] = previous
+        self._stale[slot] = True
+
+    def replace_model(self, model: PolicyModel) -> None:
+        """Act with other weights from here on; the agents' memories are made anew from their steps.
+
+        Raises:
+            BundleError: the model has other sizes or other spaces.
+        """
+        own = self.model
+        same = model.config == own.config and model.action_space == own.action_space
+        if not same or model.observation_space != own.observation_space:
+            raise BundleError(
+                "the new bundle has other spaces or sizes than the one that is served: start a new server"
+            )
+        self.model = model
+        self._stale[:] = True
+
+    def index(self, slots: list[int]) -> SlotIndex:
+        """Return the slots as arrays; as slices where they are consecutive, which are faster to read and write."""
+        start, count = slots[0], len(slots)
+        rows = np.asarray(slots, np.int64)
+        if slots == list(range(start, start + count)):
+            part = slice(start, start + count)
+            return SlotIndex(rows, part, part)
+        return SlotIndex(rows, torch.from_numpy(rows).to(self._device), rows)
+
+    @torch.inference_mode()
+    def decide(self, decisions: Sequence[Decision]) -> list[Float32]:
+        """Return compact actions for each of some batches, whose slots all differ.
+
+        Batches that see equally many steps go through the model together.
 
         Returns:
-            float32 array of shape (n, action width).
+            float32 arrays of shape (n, action width).
         """
-        first = torch.from_numpy(is_first).to(self._device)
-        observation = torch.tensor(obs, device=self._device)
-        images = None if pixels is None else torch.tensor(pixels, device=self._device)
-        params = self.model.act_step(observation, self._previous[slots], first, self._cache, slots, images)
-        mask = None if action_mask is None else torch.tensor(action_mask, device=self._device)
+        if len(decisions) == 1:
+            return self._decide(decisions)
+        results: list[Float32 | None] = [None] * len(decisions)
+        for window in {self.window(decision.options.num_input_states) for decision in decisions}:
+            which = [i for i, d in enumerate(decisions) if self.window(d.options.num_input_states) == window]
+            for i, actions in zip(which, self._decide([decisions[i] for i in which]), strict=True):
+                results[i] = actions
+        return [actions for actions in results if actions is not None]
+
+    def window(self, num_input_states: int) -> int:
+        """Return how many steps the model sees, where 0 asks for the maximum.
+
+        Raises:
+            ConfigError: it is out of range.
+        """
+        if not 0 <= num_input_states <= self.max_input_states:
+            raise ConfigError(f"num_input_states={num_input_states}: expected 1 to {self.max_input_states}")
+        return num_input_states or self.max_input_states
+
+    def _decide(self, decisions: Sequence[Decision]) -> list[Float32]:
+        """Act for batches that see equally many steps."""
+        joint = decisions[0] if len(decisions) == 1 else self._joined(decisions)
+        previous = self._previous[joint.index.at]
+        rows = self.history.row(joint.obs, previous, joint.is_first)
+        window = self.window(joint.options.num_input_states)
+        if window == self.max_input_states:
+            params = self._next_token(joint, previous)
+        else:
+            params = self._short_memory(joint, rows, window)
+        vectors = self._choose(decisions, params)
+        self.history.append(joint.index.rows, rows, joint.pixels)
+        self._stale[joint.index.at] = window < self.max_input_states
+        self._previous[joint.index.at] = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+        return vectors
+
+    def _joined(self, decisions: Sequence[Decision]) -> Decision:
+        pixels = [decision.pixels for decision in decisions if decision.pixels is not None]
+        return Decision(
+            obs=np.concatenate([decision.obs for decision in decisions]),
+            pixels=np.concatenate(pixels) if pixels else None,
+            is_first=np.concatenate([decision.is_first for decision in decisions]),
+            index=self.index([slot for decision in decisions for slot in decision.index.rows.tolist()]),
+            options=decisions[0].options,
+        )
+
+    def _next_token(self, decision: Decision, previous: Float32) -> Tensor:
+        """Return the model's outputs by the KV cache."""
+        stale = self._stale[decision.index.at] & ~decision.is_first
+        if stale.any():
+            self._rebuild(decision.index.rows[stale])
+        first = torch.from_numpy(decision.is_first).to(self._device)
+        pixels = None if decision.pixels is None else torch.tensor(decision.pixels, device=self._device)
+        return self.model.act_step(
+            torch.tensor(decision.obs, device=self._device),
+            torch.from_numpy(previous).to(self._device),
+            first,
+            self._cache,
+            decision.index.slots,
+            pixels,
+        )
+
+    def _rebuild(self, rows: Rows) -> None:
+        """Make keys and values of slots anew from their last steps."""
+        window = self.max_input_states
+        length = -(-int(self.history.held(rows).max()) // window) * window
+        for chunk in _chunks(rows, length):
+            steps = self.history.last(chunk, length)
+            obs, previous, first, pixels = self._tensors(steps)
+            inputs = self.model.encoder.prepare(obs, previous, first, pixels)
+            slots = torch.from_numpy(chunk).to(self._device)
+            self.model.rebuild_cache(inputs, first, self._cache, slots)
+
+    def _short_memory(self, decision: Decision, rows: Float32, window: int) -> Tensor:
+        """Return the outputs of a model that is given the last ``window`` steps and nothing before them."""
+        outputs = []
+        for chunk in _chunks(np.arange(len(rows)), window):
+            before = self.history.last(decision.index.rows[chunk], window - 1)
+            steps = np.concatenate((before.rows, rows[chunk, None]), axis=1)
+            pixels = None
+            if before.pixels is not None and decision.pixels is not None:
+                pixels = np.concatenate((before.pixels, decision.pixels[chunk, None]), axis=1)
+            steps[:, 0, -1] = 1.0
+            obs, previous, first, images = self._tensors(Steps(steps, pixels))
+            outputs.append(self.model(obs, previous, first, images)[:, -1])
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _tensors(self, steps: Steps) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        obs, previous, first = self.history.split(steps.rows)
+        obs_tensor = torch.tensor(obs, device=self._device)
+        previous_tensor = torch.tensor(previous, device=self._device)
+        first_tensor = torch.tensor(first, device=self._device)
+        pixels = None if steps.pixels is None else torch.tensor(steps.pixels, device=self._device)
+        return obs_tensor, previous_tensor, first_tensor, pixels
+
+    def _choose(self, decisions: Sequence[Decision], params: Tensor) -> list[Float32]:
+        """Return the actions of each batch from the outputs of all of them."""
+        if len(decisions) == 1:
+            return [self._choose_one(decisions[0].options, params)]
+        counts = [len(decision.obs) for decision in decisions]
+        plain = all(d.options.deterministic and d.options.action_mask is None for d in decisions)
+        if not plain:
+            parts = torch.split(params, counts)
+            return [self._choose_one(d.options, part) for d, part in zip(decisions, parts, strict=True)]
+        likeliest: Float32 = self.model.distribution(params).mode().cpu().numpy()
+        vectors = np.split(likeliest, np.cumsum(counts)[:-1])
+        for decision, part in zip(decisions, vectors, strict=True):
+            if decision.options.in_control is not None:
+                self._neutral.take_over(part, decision.options.in_control, None)
+        return vectors
+
+    def _choose_one(self, options: ActOptions, params: Tensor) -> Float32:
+        mask = None if options.action_mask is None else torch.tensor(options.action_mask, device=self._device)
         distribution = self.model.distribution(params, mask)
-        actions: Tensor = distribution.mode() if generator is None else distribution.sample(generator)
-        self._previous[slots] = actions
-        result: NDArray[np.float32] = actions.cpu().numpy()
-        return result
-
-    def index(self, slots: list[int]) -> Slots:
-        """Return the slots as a slice where they are consecutive, which is faster to read and write."""
-        start, count = slots[0], len(slots)
-        if slots == list(range(start, start + count)):
-            return slice(start, start + count)
-        return torch.tensor(slots, device=self._device)
+        if options.deterministic:
+            actions = distribution.mode()
+        else:
+            # A seed per call makes draws the same however often a call is repeated, and wherever.
+            actions = distribution.sample(self._generator.manual_seed(options.seed & (2**63 - 1)))
+        vectors: Float32 = actions.cpu().numpy()
+        if options.in_control is not None:
+            self._neutral.take_over(vectors, options.in_control, options.action_mask)
+        return vectors
 
 
-def _agent_bytes(model: PolicyModel) -> int:
+def _chunks(rows: Rows, tokens: int) -> list[Rows]:
+    """Return the rows in parts of at most some thousands of tokens, to bound the memory that they take."""
+    size = max(1, _CHUNK_TOKENS // max(tokens, 1))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _cache_bytes(model: PolicyModel) -> int:
     """Return the size of one agent's keys and values in the cache."""
     config = model.config
     return 2 * config.num_layers * config.d_model * config.max_input_states * model.log_std.element_size()
@@ -124,96 +355,3 @@ def _copy_cache(old: KVCache, new: KVCache, count: int) -> None:
     new.values[:, :count] = old.values
     new.clock[:count] = old.clock
     new.length[:count] = old.length
-
-
-class AgentTable:
-    """One client's agents by id.
-
-    Args:
-        engine: shared by all clients.
-        seed: seed of sampling; ``None`` takes entropy.
-    """
-
-    def __init__(self, engine: PolicyEngine, seed: int | None = None) -> None:
-        self._engine = engine
-        self._slots: dict[str, int] = {}
-        self._last: tuple[tuple[str, ...], Slots] = ((), slice(0, 0))  # agents of the last call, where they are
-        self._generator = torch.Generator(device=engine.model.log_std.device)
-        if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(seed)
-
-    @property
-    def agent_ids(self) -> list[str]:
-        """Ids of the agents held, in the order in which they joined."""
-        return list(self._slots)
-
-    @property
-    def held(self) -> KeysView[str]:
-        """The same as a view, which costs nothing however many they are."""
-        return self._slots.keys()
-
-    def act(
-        self,
-        agent_ids: tuple[str, ...],
-        batch: Any,
-        ended: tuple[str, ...],
-        deterministic: bool,
-        action_mask: NDArray[np.bool_] | None = None,
-    ) -> Any:
-        """Return a batch of actions, as the batched action space holds it.
-
-        Args:
-            agent_ids: n different ids; those that are new begin an episode.
-            batch: checked observations with leading axis n.
-            ended: agents to forget first; one that is in ``agent_ids`` too begins a new episode.
-            deterministic: take the likeliest actions.
-            action_mask: bool of shape (n, categories), checked; None allows everything.
-
-        Raises:
-            CapacityReached: too many agents; nothing has changed.
-        """
-        if not ended and agent_ids == self._last[0]:
-            return self._step(batch, self._last[1], np.zeros(len(agent_ids), np.bool_), deterministic, action_mask)
-        fresh = [agent for agent in agent_ids if agent not in self._slots]
-        reserved = self._engine.allocate(len(fresh))
-        joining = dict(zip(fresh, reserved, strict=True))
-        starting = joining.keys() | set(ended)
-        is_first = np.fromiter((agent in starting for agent in agent_ids), np.bool_, len(agent_ids))
-        slots = self._engine.index([joining[a] if a in joining else self._slots[a] for a in agent_ids])
-        try:
-            actions = self._step(batch, slots, is_first, deterministic, action_mask)
-        except BaseException:
-            # They have not joined: the next call must still begin their episodes in slots that others used.
-            self._engine.release(reserved)
-            raise
-        self._slots.update(joining)
-        acting = set(agent_ids)
-        self.forget([agent for agent in ended if agent not in acting])
-        self._last = (agent_ids, slots)
-        return actions
-
-    def _step(
-        self,
-        batch: Any,
-        slots: Slots,
-        is_first: NDArray[np.bool_],
-        deterministic: bool,
-        action_mask: NDArray[np.bool_] | None,
-    ) -> Any:
-        model = self._engine.model
-        generator = None if deterministic else self._generator
-        obs, pixels = model.observations.encode(batch), model.observations.pixels(batch)
-        return model.actions.decode(self._engine.act(obs, slots, is_first, generator, pixels, action_mask))
-
-    def forget(self, agent_ids: list[str]) -> None:
-        """Drop agents; unknown ids are ignored."""
-        slots = [self._slots.pop(agent) for agent in agent_ids if agent in self._slots]
-        self._engine.release(slots)
-        if slots:
-            self._last = ((), self._last[1])
-
-    def clear(self) -> None:
-        """Drop all agents."""
-        self.forget(self.agent_ids)

@@ -2,50 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import itertools
 import math
+import secrets
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from gymnasium import Space
 from gymnasium.error import ClosedEnvironmentError
-from gymnasium.vector.utils import create_empty_array
+from gymnasium.vector.utils import batch_space, create_empty_array
 from numpy.typing import NDArray
 
 from agentgpt_remote.errors import ConfigError, InvalidObservation
+from agentgpt_remote.policy.agent_book import AgentBook
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.policy.masks import ActionMasks
 from agentgpt_remote.policy.observations import as_batch_of_one, batch_observations, first_of, is_single
-from agentgpt_remote.policy.source import LocalSource, PolicySource
+from agentgpt_remote.policy.options import ActOptions, mix
+from agentgpt_remote.policy.prediction import PredictState, count_rows, predicted_agents
+from agentgpt_remote.policy.source import open_source
 from agentgpt_remote.policy.wire import check_ended, check_ids
 
 SINGLE_AGENT = "agent"
-_URL_SCHEMES = ("ws://", "wss://", "http://", "https://")
-
-
-class PredictState:
-    """Which agents a chain of :meth:`GPTPolicy.predict` calls belongs to; their memory ends with this object."""
-
-    def __init__(self, agent_ids: tuple[str, ...]) -> None:
-        self.agent_ids = agent_ids
 
 
 class GPTPolicy:
     """A trained policy that acts like a local function.
 
-    Each agent is a stream of observations with a memory of its own: the model sees the agent's last steps.
-    Not safe for use by several threads at once.
+    Each agent is a stream of observations with a memory of its own: the model sees the agent's last steps. A policy
+    behind a server outlives it: where the server was restarted, or dropped agents to make room for those of others,
+    their last steps are told again, and the actions are those that there would have been.
+
+    Calls from several threads are done one after another.
 
     Args:
-        source: folder of a bundle (acts in this process), or the URL of a policy server, ``ws://`` or ``http://``.
+        source: folder of a bundle (acts in this process), the URL of a policy server (``ws://``, ``http://``, or with
+            TLS ``wss://``, ``https://``), or ``sagemaker://ENDPOINT_NAME``.
         deterministic: take the likeliest action; ``False`` samples.
-        seed: seed of sampling.
+        seed: seed of sampling, and of the draws of control values below 1; ``None`` takes entropy. Equal calls of
+            policies with equal seeds return equal actions, whatever the kind of source.
         token: token of the policy server; ``AGENTGPT_TOKEN`` by default.
-        timeout_s: deadline of connecting and of each reply, in seconds.
+        timeout_s: deadline of connecting and of each call, in seconds.
         device: torch device of a bundle in this process.
 
     Attributes:
@@ -77,11 +82,17 @@ class GPTPolicy:
             raise ConfigError(f"timeout_s={timeout_s!r}: expected seconds, more than 0")
         self.deterministic = deterministic
         self._name = str(source)
-        self._source = _open(self._name, seed=seed, token=token, timeout_s=timeout_s, device=device)
+        self._source = open_source(self._name, token=token, timeout_s=timeout_s, device=device)
         self.observation_space: Space[Any] = self._source.observation_space
         self.action_space: Space[Any] = self._source.action_space
         self._masks = ActionMasks(ActionFeatures(self.action_space))
-        self._agents: dict[str, None] = {}
+        self._book = AgentBook(self._source.max_agents)
+        self._seed = secrets.randbits(63) if seed is None else seed
+        self._calls = 0
+        self._num_input_states = 0  # 0: all that the model can see
+        self._samplers: dict[tuple[bool, int | None], Space[Any]] = {}
+        self._lock = threading.RLock()
+        self._executor: ThreadPoolExecutor | None = None
         self._checked_ids: tuple[str, ...] = ()
         self._abandoned: deque[tuple[str, ...]] = deque()
         self._chains = itertools.count()
@@ -106,13 +117,15 @@ class GPTPolicy:
         """
         batch = as_batch_of_one(self.observation_space, observation)
         masks = None if action_mask is None else [action_mask]
-        return first_of(self.action_space, self._act((SINGLE_AGENT,), batch, (), self.deterministic, masks))
+        with self._lock:
+            return first_of(self.action_space, self._act((SINGLE_AGENT,), batch, (), self.deterministic, masks))
 
     def reset(self) -> None:
         """Begin a new episode of the one agent that ``policy(observation)`` acts for."""
-        self._check_open()
-        if SINGLE_AGENT in self._agents:
-            self._forget((SINGLE_AGENT,))
+        with self._lock:
+            self._check_open()
+            if SINGLE_AGENT in self._book:
+                self._forget((SINGLE_AGENT,))
 
     def select_action(
         self,
@@ -143,19 +156,64 @@ class GPTPolicy:
             InvalidObservation: a wrong number, shape or dtype, a value that is not finite, or a mask that allows
                 nothing. Nothing changes.
             UnknownAgent: an id is there twice or is not a text, or a terminated agent is not known.
+            CapacityReached: more agents at once than the policy holds.
+            ConnectionLost: the server has ended and did not come back in time; the step may be asked for again.
+            RemoteTimeout: the server did not answer in time; the step may be asked for again.
         """
+        with self._lock:
+            return self._select(agent_ids, observations, terminated_agent_ids, action_masks)
+
+    def _select(
+        self, agent_ids: Sequence[str], observations: Any, terminated_agent_ids: Sequence[str] | None, masks: Any
+    ) -> Any:
         # Mostly the agents of the last call, whose ids are known to be right.
         same = isinstance(agent_ids, list | tuple) and tuple(agent_ids) == self._checked_ids
         ids = self._checked_ids if same else check_ids(agent_ids)
         self._checked_ids = ids
         ended = check_ids(() if terminated_agent_ids is None else terminated_agent_ids, "terminated_agent_ids")
         self._check_open()
-        check_ended(ended, self._agents)
+        check_ended(ended, self._book)
         if not ids:
             if ended:
                 self._forget(ended)
             return create_empty_array(self.action_space, 0)
-        return self._act(ids, observations, ended, self.deterministic, action_masks)
+        return self._act(ids, observations, ended, self.deterministic, masks)
+
+    async def aselect_action(
+        self,
+        agent_ids: Sequence[str],
+        observations: Any,
+        terminated_agent_ids: Sequence[str] | None = None,
+        *,
+        action_masks: Any = None,
+    ) -> Any:
+        """Return actions as :meth:`select_action` does, without blocking the event loop.
+
+        Calls are done in the order in which they were made. One that is cancelled before it began has no effect; after
+        that its step counts.
+        """
+        future = self.submit(agent_ids, observations, terminated_agent_ids, action_masks=action_masks)
+        return await asyncio.wrap_future(future)
+
+    def submit(
+        self,
+        agent_ids: Sequence[str],
+        observations: Any,
+        terminated_agent_ids: Sequence[str] | None = None,
+        *,
+        action_masks: Any = None,
+    ) -> Future[Any]:
+        """Return a future of what :meth:`select_action` returns, from a thread of this policy.
+
+        The observations must not change until it is done.
+        """
+        with self._lock:
+            self._check_open()
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="agentgpt-policy")
+            return self._executor.submit(
+                self.select_action, agent_ids, observations, terminated_agent_ids, action_masks=action_masks
+            )
 
     def predict(
         self,
@@ -181,28 +239,18 @@ class GPTPolicy:
         Raises:
             InvalidObservation: the observations do not fit the space, or their number has changed.
         """
-        single = is_single(self.observation_space, observation)
-        batch = as_batch_of_one(self.observation_space, observation) if single else observation
-        count = 1 if single else _count(batch)
-        if not count:
-            raise InvalidObservation("got a batch of 0 observations: expected at least one")
-        if state is None:
-            state = self._new_chain(count)
-        if not isinstance(state, PredictState):
-            raise ConfigError(f"state is a {type(state).__name__}: expected None or what the last predict returned")
-        ids = state.agent_ids
-        if len(ids) != count:
-            raise InvalidObservation(
-                f"got {count} observations, the state is of {len(ids)}: pass state=None to begin anew"
-            )
-        starts = np.asarray(False if episode_start is None else episode_start, np.bool_)
-        if starts.shape not in ((), (count,)):
-            raise ConfigError(f"episode_start has shape {starts.shape}: expected ({count},), one per observation")
-        starts = np.broadcast_to(starts, (count,))
-        ended = tuple(agent for agent, start in zip(ids, starts, strict=True) if start and agent in self._agents)
-        masks = [action_masks] if single and action_masks is not None else action_masks
-        actions = self._act(ids, batch, ended, deterministic, masks)
-        return (first_of(self.action_space, actions) if single else actions), state
+        with self._lock:
+            single = is_single(self.observation_space, observation)
+            batch = as_batch_of_one(self.observation_space, observation) if single else observation
+            count = 1 if single else count_rows(batch)
+            if not count:
+                raise InvalidObservation("got a batch of 0 observations: expected at least one")
+            state = self._new_chain(count) if state is None else state
+            ids, starting = predicted_agents(state, count, episode_start)
+            ended = tuple(agent for agent in starting if agent in self._book)
+            masks = [action_masks] if single and action_masks is not None else action_masks
+            actions = self._act(ids, batch, ended, deterministic, masks)
+            return (first_of(self.action_space, actions) if single else actions), state
 
     def _new_chain(self, count: int) -> PredictState:
         chain = next(self._chains)
@@ -216,25 +264,141 @@ class GPTPolicy:
         Raises:
             UnknownAgent: one of them is not known; nothing changes.
         """
-        self._check_open()
-        ids = check_ids(agent_ids)
-        check_ended(ids, self._agents)
-        if ids:
-            self._forget(ids)
+        with self._lock:
+            self._check_open()
+            ids = check_ids(agent_ids)
+            check_ended(ids, self._book)
+            if ids:
+                self._forget(ids)
 
-    def reset_agents(self) -> None:
-        """Drop all agents."""
-        self._check_open()
-        self._source.forget(None)
-        self._agents.clear()
+    def reset_agents(self, max_agents: int | None = None) -> None:
+        """Drop all agents.
+
+        Args:
+            max_agents: most agents from here on; where more come, those that have not acted for longest are dropped.
+                None leaves the limit as it is: at first that of the source.
+
+        Raises:
+            ConfigError: the limit is less than 1 or more than the source holds; nothing changes.
+        """
+        with self._lock:
+            self._check_open()
+            most = self._source.max_agents
+            if max_agents is not None and not (_is_integer(max_agents) and 1 <= max_agents <= most):
+                raise ConfigError(f"max_agents={max_agents!r}: expected an integer from 1 to {most}, or None")
+            self._source.forget(None)
+            self._book.clear()
+            if max_agents is not None:
+                self._book.max_agents = int(max_agents)
 
     def get_num_agents(self) -> int:
         """Return how many agents have a memory."""
-        return len(self._agents)
+        return len(self._book)
 
     def get_agent_ids(self) -> list[str]:
         """Return their ids, in the order in which they joined."""
-        return list(self._agents)
+        return self._book.ids
+
+    def status(self, agent_ids: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return what there is to tell of the policy and its agents.
+
+        Args:
+            agent_ids: which agents; None stands for all that are held.
+
+        Returns:
+            A dict with ``source``, ``num_agents``, ``max_agents``, ``num_input_states``, ``max_input_states``,
+            ``control_value``, ``server`` (what the source tells of itself) and ``agents``: for each id a dict with
+            ``status`` and, of one that is ``"active"``, ``steps`` of its episode and ``control_value``. An agent that
+            was dropped to make room for others is ``"dropped"``, one that never came or has left is ``"unknown"``.
+        """
+        with self._lock:
+            self._check_open()
+            ids = self._book.ids if agent_ids is None else check_ids(agent_ids)
+            return {
+                "source": self._name,
+                "num_agents": len(self._book),
+                "max_agents": self._book.max_agents,
+                "num_input_states": self.get_num_input_states(),
+                "max_input_states": self.get_max_input_states(),
+                "control_value": self._book.control,
+                "server": self._source.describe(),
+                "agents": self._book.status(ids),
+            }
+
+    def set_num_input_states(self, num_input_states: int) -> None:
+        """Set how many steps the model sees, the current one included, from the next call on.
+
+        At the maximum the policy acts as it was trained. Below it, each action is that of a model which is given the
+        agent's last steps of the current episode, and nothing before them.
+
+        Raises:
+            ConfigError: it is no integer from 1 to the maximum; nothing changes.
+        """
+        most = self.get_max_input_states()
+        if not (_is_integer(num_input_states) and 1 <= num_input_states <= most):
+            raise ConfigError(f"num_input_states={num_input_states!r}: expected an integer from 1 to {most}")
+        self._num_input_states = 0 if num_input_states == most else int(num_input_states)
+
+    def get_num_input_states(self) -> int:
+        """Return how many steps the model sees."""
+        return self._num_input_states or self.get_max_input_states()
+
+    def get_max_input_states(self) -> int:
+        """Return how many steps the model can see: the window that it was trained with."""
+        return self._source.max_input_states
+
+    def set_control_value(self, agent_ids: Sequence[str] | None = None, control_value: float = 1.0) -> None:
+        """Set how much control the policy has over agents: the share of steps in which it acts.
+
+        In each step the policy acts with this probability; else the agent takes its action space's neutral action
+        (:mod:`agentgpt_remote.policy.control`). 1 is the trained policy, 0 can't act. The policy sees which actions
+        were taken. The draws follow the seed of the policy.
+
+        Args:
+            agent_ids: agents that are held; None stands for all, also those that will join, and replaces what was set
+                for single ones. An agent's own value ends when it leaves.
+            control_value: from 0 to 1.
+
+        Raises:
+            ConfigError: it is out of range; nothing changes.
+            UnknownAgent: an agent is not known; nothing changes.
+        """
+        with self._lock:
+            self._book.set_control(None if agent_ids is None else check_ids(agent_ids), control_value)
+
+    def get_control_value(self, agent_ids: Sequence[str] | None = None) -> Any:
+        """Return the control value of agents without one of their own, or with ids a dict of those agents' values.
+
+        Raises:
+            UnknownAgent: an agent is not known.
+        """
+        if agent_ids is None:
+            return self._book.control
+        ids = check_ids(agent_ids)
+        check_ended(ids, self._book)
+        return {agent: self._book.control_of(agent) for agent in ids}
+
+    def sample_action(self, num_agents: int | None = None) -> Any:
+        """Return a random action, or with ``num_agents`` a batch of them; draws follow the policy's seed."""
+        return self._sample(True, num_agents)
+
+    def sample_observation(self, num_agents: int | None = None) -> Any:
+        """Return a random observation, or with ``num_agents`` a batch of them; draws follow the policy's seed."""
+        return self._sample(False, num_agents)
+
+    def _sample(self, actions: bool, num_agents: int | None) -> Any:
+        if num_agents is not None and not (_is_integer(num_agents) and num_agents >= 1):
+            raise ConfigError(f"num_agents={num_agents!r}: expected an integer of at least 1, or None")
+        with self._lock:
+            self._check_open()
+            space = self.action_space if actions else self.observation_space
+            key = (actions, num_agents)
+            if key not in self._samplers:
+                # A space of its own: the draws of the policy's spaces belong to the user.
+                sampler: Space[Any] = copy.deepcopy(space) if num_agents is None else batch_space(space, num_agents)
+                sampler.seed(mix(self._seed, int(actions)) & (2**31 - 1))
+                self._samplers[key] = sampler
+            return self._samplers[key].sample()
 
     def _act(
         self, ids: tuple[str, ...], observations: Any, ended: tuple[str, ...], deterministic: bool, masks: Any
@@ -243,24 +407,30 @@ class GPTPolicy:
         batch = batch_observations(self.observation_space, observations, ids)
         if self._abandoned:
             ended = (*ended, *self._take_abandoned())
-        rows = None if masks is None else self._masks.read(masks, ids)
-        actions = self._source.act(ids, batch, ended, deterministic, rows)
-        for agent in ended:
-            self._agents.pop(agent, None)
-        self._agents.update(dict.fromkeys(ids))
+        seed = mix(self._seed, self._calls)
+        dropped = self._book.room_for(ids, ended)
+        options = ActOptions(
+            deterministic=deterministic,
+            seed=seed,
+            num_input_states=self._num_input_states,
+            action_mask=None if masks is None else self._masks.read(masks, ids),
+            in_control=self._book.in_control(ids, seed),
+        )
+        actions = self._source.act(ids, batch, (*ended, *dropped) if dropped else ended, options)
+        self._book.acted(ids, ended, dropped)
+        self._calls += 1
         return actions
 
     def _take_abandoned(self) -> Iterable[str]:
         """Yield agents of ``predict`` whose state nobody holds any more."""
         while self._abandoned:
             for agent in self._abandoned.popleft():
-                if agent in self._agents:
+                if agent in self._book:
                     yield agent
 
     def _forget(self, ids: tuple[str, ...]) -> None:
         self._source.forget(ids)
-        for agent in ids:
-            self._agents.pop(agent, None)
+        self._book.forget(ids)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -272,10 +442,14 @@ class GPTPolicy:
 
     def close(self) -> None:
         """Free the model or end the session; a second call does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        self._agents.clear()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            executor = self._executor
+        if executor is not None:
+            executor.shutdown(wait=True, cancel_futures=True)
+        self._book.clear()
         self._source.close()
         for callback in self._on_close:
             callback()
@@ -287,21 +461,5 @@ class GPTPolicy:
         self.close()
 
 
-def _count(batch: Any) -> int:
-    """Return the number of rows of a batch."""
-    if isinstance(batch, dict):
-        return _count(next(iter(batch.values())))
-    if isinstance(batch, tuple):
-        return _count(batch[0])
-    return len(batch) if np.ndim(batch) else 0
-
-
-def _open(source: str, *, seed: int | None, token: str | None, timeout_s: float, device: str) -> PolicySource:
-    if source.startswith(_URL_SCHEMES):
-        from agentgpt_remote.policy.client import RemoteSource
-        from agentgpt_remote.serving import resolve_token
-
-        return RemoteSource(source, token=resolve_token(token), seed=seed, timeout_s=timeout_s)
-    if "://" in source:
-        raise ConfigError(f"source={source!r}: expected a bundle's folder, or the ws:// or http:// URL of a server")
-    return LocalSource(source, seed=seed, device=device)
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -1,12 +1,13 @@
-"""The policy server: a bundle behind ``/ping``, ``/invocations`` and the WebSocket ``/act``."""
+"""The policy server: a bundle behind ``/ping``, ``/status``, ``/invocations`` and the WebSocket ``/act``."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import AsyncIterator, Callable, Hashable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -19,12 +20,17 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agentgpt_remote._version import __version__
 from agentgpt_remote.codec import Layout
-from agentgpt_remote.errors import AgentGPTError, CapacityReached, ProtocolMismatch
+from agentgpt_remote.errors import AgentGPTError, CapacityReached, ConfigError, ProtocolMismatch, check_seconds
 from agentgpt_remote.policy import wire
+from agentgpt_remote.policy.agent_table import Prepared
+from agentgpt_remote.policy.batching import DEFAULT_BATCH_WAIT_S, Batcher
 from agentgpt_remote.policy.bundle import Bundle, load_bundle
 from agentgpt_remote.policy.engine import PolicyEngine
-from agentgpt_remote.policy.invocations import Invocations
-from agentgpt_remote.serving import BackgroundServer, NotFound, ServerOptions, resolve_token, run_app
+from agentgpt_remote.policy.features import Float32
+from agentgpt_remote.policy.invocations import Invocation, Invocations
+from agentgpt_remote.policy.session import Layouts, Pending, PolicySession, welcome
+from agentgpt_remote.policy.watching import BundleWatcher
+from agentgpt_remote.serving import TLS, BackgroundServer, NotFound, ServerOptions, resolve_token, run_app
 
 DEFAULT_PORT = 8080
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -34,6 +40,64 @@ _HELLO_TIMEOUT_S = 10.0
 _logger = logging.getLogger("agentgpt_remote.policy")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PolicyServerOptions:
+    """How a policy server works.
+
+    Attributes:
+        max_agents: most agents of all clients together; by default 65,536, or as many as fit in 4 GiB.
+        max_sessions: most WebSocket sessions at once.
+        batch_wait_s: how long a request waits for those of other active clients, in seconds.
+        watch: take new weights when the bundle changes.
+        watch_interval_s: how often to look, in seconds.
+    """
+
+    max_agents: int | None = None
+    max_sessions: int = MAX_SESSIONS
+    batch_wait_s: float = DEFAULT_BATCH_WAIT_S
+    watch: bool = False
+    watch_interval_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        if self.max_agents is not None and self.max_agents < 1:
+            raise ConfigError(f"max_agents={self.max_agents}: expected at least 1")
+        check_seconds("batch_wait_s", self.batch_wait_s, zero=True)
+        check_seconds("watch_interval_s", self.watch_interval_s)
+
+
+class _FrameJob:
+    """One message of a WebSocket session."""
+
+    def __init__(self, session: PolicySession, message: wire.Message) -> None:
+        self.owner: Hashable = session
+        self._session, self._message = session, message
+        self._pending: Pending | None = None
+        self._reply = b""
+
+    def begin(self) -> Prepared | None:
+        result = self._session.begin(self._message)
+        if isinstance(result, Pending):
+            self._pending = result
+            return result.prepared
+        self._reply = result
+        return None
+
+    def finish(self, vectors: Float32) -> None:
+        if self._pending is not None:
+            self._reply = self._session.finish(self._pending, vectors)
+
+    def fail(self, prepared: Prepared) -> None:
+        self._session.agents.roll_back(prepared)
+
+    def answer(self) -> bytes:
+        return self._reply
+
+
 class PolicyService:
     """A bundle, the engine that all sessions share, and the one thread that it runs in.
 
@@ -41,22 +105,34 @@ class PolicyService:
 
     Args:
         bundle: the policy.
-        max_sessions: most WebSocket sessions at once.
+        options: how to work.
     """
 
-    def __init__(self, bundle: Bundle, max_sessions: int = MAX_SESSIONS) -> None:
-        self.bundle = bundle
-        self.engine = PolicyEngine(bundle.model)
-        self.layouts = (Layout(bundle.observation_space), Layout(bundle.action_space))
-        self.invocations = Invocations(self.engine, bundle, self.layouts)
+    def __init__(self, bundle: Bundle, options: PolicyServerOptions) -> None:
+        self.engine = PolicyEngine(bundle.model, options.max_agents)
+        self._layouts = Layouts(Layout(bundle.observation_space), Layout(bundle.action_space))
+        self.invocations = Invocations(self.engine, self._layouts, self.describe)
+        self.batcher = Batcher(self.engine, options.batch_wait_s)
         self.num_sessions = 0
-        self._max_sessions = max_sessions
-        self._welcome = wire.welcome(bundle)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="agentgpt-inference")
+        self._options = options
+        self._welcome = wire.encode(welcome(self.engine))
+        self._watcher = BundleWatcher(bundle) if options.watch else None
+        self._started = time.time()
 
-    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a function in the inference thread, in the order of the calls."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+    def describe(self) -> dict[str, Any]:
+        """Return what the server tells clients of itself."""
+        return {
+            "version": __version__,
+            "sessions": self.num_sessions,
+            "http_sessions": len(self.invocations),
+            "agents": self.engine.num_agents,
+            "max_agents": self.engine.max_agents,
+            "dropped": self.engine.num_dropped,
+            "requests": self.batcher.num_requests,
+            "batches": self.batcher.num_rounds,
+            "reloads": 0 if self._watcher is None else self._watcher.num_reloads,
+            "uptime_s": round(time.time() - self._started, 1),
+        }
 
     async def ping(self, _request: Request) -> JSONResponse:
         """Answer a health check."""
@@ -64,23 +140,26 @@ class PolicyService:
         fields = {"status": "ok", "version": __version__, "protocol": wire.PROTOCOL_VERSION}
         return JSONResponse(fields | {"sessions": self.num_sessions})
 
+    async def status(self, _request: Request) -> JSONResponse:
+        """Answer how many clients and agents there are."""
+        return JSONResponse(self.describe())
+
     async def invoke(self, request: Request) -> Response:
         """Answer one HTTP request; its forms are in :mod:`agentgpt_remote.policy.invocations`."""
-        status, body, headers = await self.run(
-            self.invocations.answer, await _limited_body(request), dict(request.headers)
-        )
+        job = Invocation(self.invocations, await _limited_body(request), dict(request.headers))
+        status, body, headers = await self.batcher.submit(job)
         return Response(body, status_code=status, headers=headers)
 
     async def act(self, websocket: WebSocket) -> None:
         """Serve one client until it leaves."""
         await websocket.accept()
-        session: wire.PolicySession | None = None
+        session: PolicySession | None = None
         self.num_sessions += 1
         try:
             session = await self._greet(websocket)
             while True:
                 message = await websocket.receive_bytes()
-                await websocket.send_bytes(await self.run(session.handle, message))
+                await websocket.send_bytes(await self.batcher.submit(_FrameJob(session, message)))
         except WebSocketDisconnect as left:
             _logger.debug("session ended code=%s", left.code)
         except (AgentGPTError, msgspec.MsgspecError, KeyError, TimeoutError) as error:
@@ -89,24 +168,37 @@ class PolicyService:
         finally:
             self.num_sessions -= 1
             if session is not None:
-                await self.run(session.agents.clear)
+                await self.batcher.call(session.agents.clear, session)
 
-    async def _greet(self, websocket: WebSocket) -> wire.PolicySession:
+    async def _greet(self, websocket: WebSocket) -> PolicySession:
         """Exchange first messages; the client tells by the welcome whether it can talk to this server."""
         raw = await asyncio.wait_for(websocket.receive_bytes(), _HELLO_TIMEOUT_S)
         hello = msgspec.msgpack.decode(raw, type=wire.Hello)
         await websocket.send_bytes(self._welcome)
         if hello.protocol != wire.PROTOCOL_VERSION:
             raise ProtocolMismatch(f"the client speaks policy protocol {hello.protocol}")
-        if self.num_sessions > self._max_sessions:
-            raise CapacityReached(f"this server takes at most {self._max_sessions} sessions")
-        return wire.PolicySession(self.engine, self.bundle, self.layouts, hello.seed)
+        if self.num_sessions > self._options.max_sessions:
+            raise CapacityReached(f"this server takes at most {self._options.max_sessions} sessions")
+        return PolicySession(self.engine, self._layouts, self.describe)
+
+    async def _watch(self, watcher: BundleWatcher) -> None:
+        """Take new weights as they come; requests go on meanwhile, and each sees one set of weights."""
+        while True:
+            await asyncio.sleep(self._options.watch_interval_s)
+            model = await asyncio.to_thread(watcher.poll)
+            if model is not None:
+                await self.batcher.call(lambda model=model: watcher.hand_over(model, self.engine))  # type: ignore[misc]
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        """End the inference thread with the server."""
-        yield
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Watch the bundle while the server runs, and end the inference thread with it."""
+        watching = None if self._watcher is None else asyncio.create_task(self._watch(self._watcher))
+        try:
+            yield
+        finally:
+            if watching is not None:
+                watching.cancel()
+            await asyncio.to_thread(self.batcher.close)
 
 
 async def _limited_body(request: Request) -> bytes:
@@ -119,17 +211,18 @@ async def _limited_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def policy_app(bundle: Bundle, *, max_sessions: int = MAX_SESSIONS) -> Starlette:
+def policy_app(bundle: Bundle, options: PolicyServerOptions | None = None) -> Starlette:
     """Return the ASGI application that serves a bundle, without authentication.
 
     Args:
         bundle: the policy.
-        max_sessions: most WebSocket sessions at once.
+        options: how to work.
     """
-    service = PolicyService(bundle, max_sessions)
+    service = PolicyService(bundle, options or PolicyServerOptions())
     routes = [
         Route("/ping", service.ping),
         Route("/health", service.ping),
+        Route("/status", service.status),
         Route("/invocations", service.invoke, methods=["POST"]),
         WebSocketRoute("/act", service.act),
         WebSocketRoute("/{path:path}", NotFound("this is a policy server: use /act")),
@@ -144,6 +237,8 @@ def serve_policy(
     host: str = ...,
     port: int = ...,
     token: str | None = ...,
+    tls: TLS | None = ...,
+    options: PolicyServerOptions | None = ...,
     block: Literal[True] = True,
     on_ready: Callable[[str], None] | None = ...,
 ) -> None: ...
@@ -154,6 +249,8 @@ def serve_policy(
     host: str = ...,
     port: int = ...,
     token: str | None = ...,
+    tls: TLS | None = ...,
+    options: PolicyServerOptions | None = ...,
     block: Literal[False],
 ) -> BackgroundServer: ...
 def serve_policy(
@@ -162,6 +259,8 @@ def serve_policy(
     host: str = "127.0.0.1",
     port: int = DEFAULT_PORT,
     token: str | None = None,
+    tls: TLS | None = None,
+    options: PolicyServerOptions | None = None,
     block: bool = True,
     on_ready: Callable[[str], None] | None = None,
 ) -> BackgroundServer | None:
@@ -172,6 +271,8 @@ def serve_policy(
         host: address to listen on; anything but loopback needs a token.
         port: 0 takes a free one.
         token: secret that clients must present; ``AGENTGPT_TOKEN`` by default.
+        tls: certificate to serve ``wss://`` and ``https://`` with.
+        options: how to work: limits, batching, watching the bundle.
         block: serve in this thread until SIGINT or SIGTERM; ``False`` serves from a thread.
         on_ready: called with the URL once connections are accepted.
 
@@ -182,10 +283,13 @@ def serve_policy(
         BundleError: the bundle is missing, damaged or of another version.
         AuthError: the address is not loopback and there is no token.
         PortInUse: another process listens on the port.
+        ConfigError: an option is out of range, or the certificate can't be read.
     """
-    app = policy_app(load_bundle(bundle))
-    options = ServerOptions(host=host, port=port, token=resolve_token(token), max_frame_bytes=MAX_FRAME_BYTES)
+    app = policy_app(load_bundle(bundle), options)
+    listening = ServerOptions(
+        host=host, port=port, token=resolve_token(token), tls=tls, max_frame_bytes=MAX_FRAME_BYTES
+    )
     if block:
-        run_app(app, options, on_ready=on_ready)
+        run_app(app, listening, on_ready=on_ready)
         return None
-    return BackgroundServer(app, options)
+    return BackgroundServer(app, listening)

@@ -4,36 +4,38 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
 from gymnasium import Space
-from numpy.typing import NDArray
 
-from agentgpt_remote.policy.bundle import load_bundle
-from agentgpt_remote.policy.engine import AgentTable, PolicyEngine
-from agentgpt_remote.policy.wire import check_ended
+from agentgpt_remote.endpoints import SAGEMAKER_SCHEME
+from agentgpt_remote.errors import ConfigError, missing_dependency
+from agentgpt_remote.policy.options import ActOptions
+
+_URL_SCHEMES = ("ws://", "wss://", "http://", "https://")
 
 
 class PolicySource(Protocol):
-    """What acts for :class:`~agentgpt_remote.policy.gpt_policy.GPTPolicy`; arguments are checked before."""
+    """What acts for :class:`~agentgpt_remote.policy.gpt_policy.GPTPolicy`; arguments are checked before.
+
+    Attributes:
+        observation_space: of one agent.
+        action_space: of one agent.
+        max_input_states: the model's window.
+        max_agents: most agents at once.
+    """
 
     observation_space: Space[Any]
     action_space: Space[Any]
+    max_input_states: int
+    max_agents: int
 
-    def act(
-        self,
-        agent_ids: tuple[str, ...],
-        batch: Any,
-        ended: tuple[str, ...],
-        deterministic: bool,
-        action_mask: NDArray[np.bool_] | None = None,
-    ) -> Any:
-        """Return a batch of actions for a batch of observations, forgetting ``ended`` agents first.
-
-        ``action_mask``: bool array of shape (n, categories), what is allowed; None allows everything.
-        """
+    def act(self, agent_ids: tuple[str, ...], batch: Any, ended: tuple[str, ...], options: ActOptions) -> Any:
+        """Return a batch of actions for a batch of observations, forgetting ``ended`` agents first."""
 
     def forget(self, agent_ids: tuple[str, ...] | None) -> None:
         """Drop agents, or all of them."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what there is to tell of it, such as how many agents it holds."""
 
     def close(self) -> None:
         """Free what is held; a second call does nothing."""
@@ -44,38 +46,71 @@ class LocalSource:
 
     Args:
         path: the bundle's folder.
-        seed: seed of sampling.
         device: torch device.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.
     """
 
-    def __init__(self, path: str, *, seed: int | None, device: str) -> None:
+    def __init__(self, path: str, *, device: str) -> None:
+        from agentgpt_remote.policy.agent_table import AgentTable
+        from agentgpt_remote.policy.bundle import load_bundle
+        from agentgpt_remote.policy.engine import PolicyEngine
+
         bundle = load_bundle(path, device=device)
         self.observation_space, self.action_space = bundle.observation_space, bundle.action_space
-        self._agents = AgentTable(PolicyEngine(bundle.model), seed)
+        self._engine = PolicyEngine(bundle.model)
+        self._agents = AgentTable(self._engine)
+        self.max_input_states, self.max_agents = self._engine.max_input_states, self._engine.max_agents
 
-    def act(
-        self,
-        agent_ids: tuple[str, ...],
-        batch: Any,
-        ended: tuple[str, ...],
-        deterministic: bool,
-        action_mask: NDArray[np.bool_] | None = None,
-    ) -> Any:
+    def act(self, agent_ids: tuple[str, ...], batch: Any, ended: tuple[str, ...], options: ActOptions) -> Any:
         """Return a batch of actions."""
-        check_ended(ended, self._agents.held)
-        return self._agents.act(agent_ids, batch, ended, deterministic, action_mask)
+        return self._agents.act(agent_ids, batch, ended, options=options)
 
     def forget(self, agent_ids: tuple[str, ...] | None) -> None:
         """Drop agents, or all of them."""
         if agent_ids is None:
             self._agents.clear()
         else:
-            check_ended(agent_ids, self._agents.held)
             self._agents.forget(list(agent_ids))
+
+    def describe(self) -> dict[str, Any]:
+        """Return how many agents there are."""
+        return {"agents": self._engine.num_agents, "max_agents": self.max_agents, "dropped": self._engine.num_dropped}
 
     def close(self) -> None:
         """Drop all agents."""
         self._agents.clear()
+
+
+def open_source(source: str, *, token: str | None, timeout_s: float, device: str) -> PolicySource:
+    """Return what acts: the bundle in a folder, or what a URL names.
+
+    Raises:
+        ConfigError: the kind of source is not known.
+        DependencyNotInstalled: the extra that it needs is not installed.
+    """
+    try:
+        return _open(source, token=token, timeout_s=timeout_s, device=device)
+    except ModuleNotFoundError as error:
+        raise missing_dependency(error) from error
+
+
+def _open(source: str, *, token: str | None, timeout_s: float, device: str) -> PolicySource:
+    if source.startswith(_URL_SCHEMES):
+        from agentgpt_remote.policy.client import RemoteSource
+        from agentgpt_remote.policy.websocket_channel import WebSocketChannel
+        from agentgpt_remote.serving import resolve_token
+
+        return RemoteSource(WebSocketChannel(source, resolve_token(token)), timeout_s=timeout_s)
+    if source.startswith(SAGEMAKER_SCHEME):
+        from agentgpt_remote.endpoints import open_endpoint
+        from agentgpt_remote.policy.client import RemoteSource
+        from agentgpt_remote.policy.endpoint_channel import EndpointChannel
+
+        return RemoteSource(EndpointChannel(open_endpoint(source), source), timeout_s=timeout_s)
+    if "://" in source:
+        raise ConfigError(
+            f"source={source!r}: expected a bundle's folder, the ws:// or http:// URL of a server, or sagemaker://NAME"
+        )
+    return LocalSource(source, device=device)

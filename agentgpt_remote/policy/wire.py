@@ -1,39 +1,38 @@
-"""Messages between a policy client and a policy server, and the server's side of one client's session.
+"""Messages between a policy client and a policy server; bytes in, bytes out, without torch.
 
-No sockets here: bytes in, bytes out. A request for actions is a fixed header, the raw observations in the
-layout of the space (:class:`~agentgpt_remote.codec.Layout`), with the flag MASKED a byte per agent and category that
-says whether the action is allowed, and a msgpack tail with the agent ids, which
-is empty while they stay the same. The reply is built alike, with actions. Requests are numbered; one
-that comes again is answered with the last reply and not executed twice.
+A request for actions (ACT) is a fixed header, the raw observations in the layout of the space
+(:class:`~agentgpt_remote.codec.Layout`), with the flag MASKED a byte per agent and category that says whether the
+action is allowed, with the flag CONTROLLED a byte per agent that says whether it acts at all, and a msgpack tail with
+the agent ids, which is empty while they stay the same. The reply (ACTIONS) is built alike, with actions in the layout
+of the action space, or with the flag COMPACT as float32 compact vectors. Requests are numbered; one that comes again
+is answered with the last reply and not executed twice.
+
+Nothing that the server remembers is needed twice: the seed of the draws and the number of input states come with each
+request, and agents that the server does not hold any more are named in a reply LOST, after which the client tells
+their last steps (RESTORE) and asks again.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
-from gymnasium import Space
 
 from agentgpt_remote import errors
 from agentgpt_remote._version import __version__
-from agentgpt_remote.codec import Layout
-from agentgpt_remote.errors import AgentGPTError, InvalidObservation, ProtocolError, ProtocolMismatch, UnknownAgent
-from agentgpt_remote.policy.bundle import Bundle
-from agentgpt_remote.policy.engine import AgentTable, PolicyEngine
-from agentgpt_remote.policy.masks import ActionMasks
-from agentgpt_remote.policy.observations import check_observations
-from agentgpt_remote.spaces import space_to_dict
+from agentgpt_remote.errors import ProtocolError, ProtocolMismatch, UnknownAgent
 
-PROTOCOL_VERSION = 1
-ACT, FORGET, ACTIONS, DONE, FAILED = range(1, 6)
-DETERMINISTIC, MASKED = 1, 2
+PROTOCOL_VERSION = 2
+ACT, FORGET, ACTIONS, DONE, FAILED, LOST, RESTORE, HELLO, WELCOME, STATUS, BYE = range(1, 12)
+DETERMINISTIC, MASKED, CONTROLLED, COMPACT = 1, 2, 4, 8
 MAX_ID_BYTES = 256
+Message = bytes | bytearray | memoryview
 
-_HEADER = struct.Struct("<BBHIII")  # kind, flags, 0, request id, agents, bytes of the tail
-_encode = msgspec.msgpack.Encoder().encode
+# kind, flags, number of input states (0: the maximum), request id, agents, bytes of the tail, seed, 8 zeros
+_HEADER = struct.Struct("<BBHIIIQ8x")
+encode = msgspec.msgpack.Encoder().encode
 _ERRORS = {
     cls.__name__: cls
     for cls in (
@@ -52,17 +51,30 @@ class Hello(msgspec.Struct, kw_only=True):
 
     protocol: int
     version: str
-    seed: int | None = None
 
 
 class Welcome(msgspec.Struct, kw_only=True):
-    """First message of the server."""
+    """First message of the server.
+
+    Attributes:
+        protocol: version of the messages.
+        version: of the package.
+        observation_space: of one agent.
+        action_space: of one agent.
+        image_encoder: "cnn" keeps images in observations apart, "none" takes them for numbers.
+        max_input_states: the model's window.
+        history_steps: last steps of an agent that its memory depends on.
+        max_agents: most agents that the server holds at once.
+    """
 
     protocol: int
     version: str
     observation_space: dict[str, Any]
     action_space: dict[str, Any]
-    action_masks: bool = False
+    image_encoder: str = "cnn"
+    max_input_states: int = 1
+    history_steps: int = 1
+    max_agents: int = 1
 
 
 class Agents(msgspec.Struct, array_like=True):
@@ -71,16 +83,33 @@ class Agents(msgspec.Struct, array_like=True):
     Attributes:
         ids: agents of the rows, or ``None`` for those of the last request.
         ended: agents to forget first.
+        starting: agents of the rows that begin an episode; all others must be known.
     """
 
     ids: list[str] | None
     ended: list[str]
+    starting: list[str] = []
 
 
-class Forget(msgspec.Struct, array_like=True):
-    """Tail of a FORGET request: these agents, or all."""
+class AgentList(msgspec.Struct, array_like=True):
+    """Tail of FORGET (these agents, or all) and of LOST."""
 
     ids: list[str] | None
+
+
+class Restored(msgspec.Struct, array_like=True):
+    """Tail of a RESTORE request.
+
+    The raw part holds, for each agent in turn, float32 rows of its last steps (see
+    :class:`~agentgpt_remote.policy.history.Steps`), the compact action that followed them, and its pixels.
+
+    Attributes:
+        ids: agents.
+        counts: steps of each.
+    """
+
+    ids: list[str]
+    counts: list[int]
 
 
 class Failure(msgspec.Struct, array_like=True):
@@ -94,19 +123,23 @@ class Frame(msgspec.Struct):
     """A decoded message.
 
     Attributes:
-        kind: ACT, FORGET, ACTIONS, DONE or FAILED.
-        flags: any of DETERMINISTIC and MASKED.
+        kind: what it is, such as ACT.
+        flags: any of DETERMINISTIC, MASKED, CONTROLLED and COMPACT.
+        num_input_states: how many steps the model sees; 0 stands for the maximum.
         request_id: number of the request, also in its reply.
         count: agents.
+        seed: of the draws.
         message: the whole message; raw values begin at :data:`RAW_OFFSET`.
         tail_bytes: size of the tail at its end.
     """
 
     kind: int
     flags: int
+    num_input_states: int
     request_id: int
     count: int
-    message: bytes | bytearray | memoryview
+    seed: int
+    message: Message
     tail_bytes: int
 
     @property
@@ -114,16 +147,32 @@ class Frame(msgspec.Struct):
         """The msgpack tail."""
         return memoryview(self.message)[len(self.message) - self.tail_bytes :]
 
+    @property
+    def raw_bytes(self) -> int:
+        """Size of the raw values."""
+        return len(self.message) - RAW_OFFSET - self.tail_bytes
+
 
 RAW_OFFSET = _HEADER.size
 
 
-def pack_frame(kind: int, flags: int, request_id: int, count: int, parts: list[Any], tail: bytes = b"") -> bytes:
+def pack_frame(
+    kind: int,
+    flags: int,
+    request_id: int,
+    count: int,
+    parts: Sequence[Any],
+    tail: bytes = b"",
+    *,
+    num_input_states: int = 0,
+    seed: int = 0,
+) -> bytes:
     """Return a message; ``parts`` are the buffers of the raw values."""
-    return b"".join((_HEADER.pack(kind, flags, 0, request_id, count, len(tail)), *parts, tail))
+    header = _HEADER.pack(kind, flags, num_input_states, request_id, count, len(tail), seed)
+    return b"".join((header, *parts, tail))
 
 
-def unpack_frame(message: bytes | bytearray | memoryview) -> Frame:
+def unpack_frame(message: Message) -> Frame:
     """Return the parts of a message.
 
     Raises:
@@ -131,16 +180,16 @@ def unpack_frame(message: bytes | bytearray | memoryview) -> Frame:
     """
     if len(message) < RAW_OFFSET:
         raise ProtocolError(f"a message of {len(message)} bytes: expected at least {RAW_OFFSET}")
-    kind, flags, _, request_id, count, tail_bytes = _HEADER.unpack_from(message)
+    kind, flags, num_input_states, request_id, count, tail_bytes, seed = _HEADER.unpack_from(message)
     if RAW_OFFSET + tail_bytes > len(message):
         raise ProtocolError(f"a message of {len(message)} bytes announces a tail of {tail_bytes}")
-    return Frame(kind, flags, request_id, count, message, tail_bytes)
+    return Frame(kind, flags, num_input_states, request_id, count, seed, message, tail_bytes)
 
 
 def pack_failure(request_id: int, error: Exception) -> bytes:
     """Return a FAILED reply."""
     kind = type(error).__name__ if type(error).__name__ in _ERRORS else ProtocolError.__name__
-    return pack_frame(FAILED, 0, request_id, 0, [], _encode(Failure(kind, str(error))))
+    return pack_frame(FAILED, 0, request_id, 0, (), encode(Failure(kind, str(error))))
 
 
 def raise_failure(frame: Frame) -> None:
@@ -198,90 +247,3 @@ def check_ended(ended: tuple[str, ...], known: Collection[str]) -> None:
     for agent in ended:
         if agent not in known:
             raise UnknownAgent(f"agent {agent!r} is not known to this policy; it holds {len(known)} agents")
-
-
-class PolicySession:
-    """The server's side of one client: its own agents, and the last reply.
-
-    Args:
-        engine: shared by all sessions.
-        bundle: the policy.
-        layouts: of the observation and of the action space.
-        seed: seed of sampling.
-
-    Attributes:
-        agents: the client's agents.
-    """
-
-    def __init__(
-        self, engine: PolicyEngine, bundle: Bundle, layouts: tuple[Layout, Layout], seed: int | None = None
-    ) -> None:
-        self.agents = AgentTable(engine, seed)
-        self._space: Space[Any] = bundle.observation_space
-        self._observations, self._actions = layouts
-        self._masks = ActionMasks(bundle.model.actions)
-        self._ids: tuple[str, ...] = ()
-        self._last: tuple[int, bytes] = (-1, b"")
-
-    def handle(self, message: bytes | bytearray | memoryview) -> bytes:
-        """Return the reply to a request; a request that is wrong gets a FAILED reply and changes nothing."""
-        request_id = 0
-        try:
-            frame = unpack_frame(message)
-            request_id = frame.request_id
-            if request_id == self._last[0]:
-                return self._last[1]
-            reply = self._execute(frame)
-        except (AgentGPTError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            reply = pack_failure(request_id, error)
-        self._last = (request_id, reply)
-        return reply
-
-    def _execute(self, frame: Frame) -> bytes:
-        if frame.kind == ACT:
-            return self._act(frame)
-        if frame.kind == FORGET:
-            ids = msgspec.msgpack.decode(frame.tail, type=Forget).ids
-            if ids is None:
-                self.agents.clear()
-            else:
-                check_ended(tuple(ids), self.agents.held)
-                self.agents.forget(ids)
-            return pack_frame(DONE, 0, frame.request_id, 0, [])
-        raise ProtocolError(f"a message of kind {frame.kind}: expected {ACT} (act) or {FORGET} (forget)")
-
-    def _act(self, frame: Frame) -> bytes:
-        agents = msgspec.msgpack.decode(frame.tail, type=Agents) if frame.tail_bytes else Agents(None, [])
-        ids = self._ids if agents.ids is None else check_ids(agents.ids)
-        raw_bytes = len(frame.message) - RAW_OFFSET - frame.tail_bytes
-        obs_bytes = self._observations.nbytes(frame.count)
-        mask_bytes = frame.count * self._masks.width if frame.flags & MASKED else 0
-        if frame.count != len(ids) or not ids or raw_bytes != obs_bytes + mask_bytes:
-            raise ProtocolError(f"{raw_bytes} bytes of observations for {frame.count} agents, of {len(ids)} ids")
-        ended = tuple(agents.ended)
-        check_ended(ended, self.agents.held)
-        batch = self._observations.decode_batch(frame.message, RAW_OFFSET, frame.count, copy=False)
-        check_observations(self._space, batch, ids)
-        action_mask = None
-        if mask_bytes:
-            rows = np.frombuffer(frame.message, np.uint8, mask_bytes, RAW_OFFSET + obs_bytes)
-            action_mask = self._masks.read(rows.reshape(frame.count, -1), ids)
-        actions = self.agents.act(ids, batch, ended, bool(frame.flags & DETERMINISTIC), action_mask)
-        self._ids = ids
-        parts: list[Any] = []
-        if not self._actions.batch_parts(actions, len(ids), parts):
-            raise InvalidObservation("the policy's actions do not fit its action space")
-        return pack_frame(ACTIONS, 0, frame.request_id, len(ids), parts)
-
-
-def welcome(bundle: Bundle) -> bytes:
-    """Return the server's first message."""
-    return _encode(
-        Welcome(
-            protocol=PROTOCOL_VERSION,
-            version=__version__,
-            observation_space=space_to_dict(bundle.observation_space),
-            action_space=space_to_dict(bundle.action_space),
-            action_masks=True,
-        )
-    )

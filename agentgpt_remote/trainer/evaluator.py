@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from agentgpt_remote.errors import AgentGPTError
-from agentgpt_remote.policy.engine import AgentTable, PolicyEngine
+from agentgpt_remote.policy.agent_table import AgentTable
+from agentgpt_remote.policy.engine import PolicyEngine
 from agentgpt_remote.policy.masks import ActionMasks
 from agentgpt_remote.policy.model import PolicyModel
 from agentgpt_remote.trainer.evaluation import MAX_PARALLEL, Evaluation, evaluate

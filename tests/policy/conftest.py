@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,12 @@ from gymnasium import Space, spaces
 
 from agentgpt_remote.policy.bundle import save_bundle
 from agentgpt_remote.policy.config import GPTConfig
+from agentgpt_remote.policy.gpt_policy import GPTPolicy
 from agentgpt_remote.policy.model import PolicyModel
 from agentgpt_remote.policy.server import serve_policy
+from tests.policy.sagemaker_stand_in import SageMakerStandIn
+
+Open = Callable[..., GPTPolicy]
 
 SPACES: dict[str, tuple[Space, Space]] = {
     "cartpole": (spaces.Box(-5, 5, (4,), np.float32), spaces.Discrete(2)),
@@ -45,13 +51,22 @@ def make_model(name: str, *, window: int = 4, seed: int = 0) -> PolicyModel:
     return model
 
 
+def make_smooth_model(**options: int) -> PolicyModel:
+    """Return a random model whose actions stay between the bounds, so that every difference shows."""
+    model = make_model("continuous", **options)
+    with torch.no_grad():
+        model.head.weight.mul_(0.02)
+    return model
+
+
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A bundle per pair of spaces."""
     root = tmp_path_factory.mktemp("bundles")
     for name in SPACES:
         save_bundle(root / name, make_model(name), provenance={"source": name, "env_steps": 0})
-    return {name: root / name for name in SPACES}
+    save_bundle(root / "smooth", make_smooth_model(), provenance={"source": "smooth"})
+    return {name: root / name for name in (*SPACES, "smooth")}
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +76,45 @@ def served(bundles: dict[str, Path]) -> Iterator[dict[str, str]]:
     yield {name: server.url for name, server in servers.items()}
     for server in servers.values():
         server.close()
+
+
+@pytest.fixture(scope="session")
+def sagemaker() -> Iterator[SageMakerStandIn]:
+    """A stand-in for SageMaker, and an environment in which boto3 finds it and credentials."""
+    stand_in = SageMakerStandIn()
+    variables = {
+        "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": stand_in.url,
+        "AWS_REGION": "eu-central-1",
+        "AWS_DEFAULT_REGION": "eu-central-1",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+    }
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    yield stand_in
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    stand_in.close()
+
+
+@pytest.fixture(params=["folder", "ws", "http", "sagemaker"])
+def open_policy(
+    request: pytest.FixtureRequest, bundles: dict[str, Path], served: dict[str, str], sagemaker: SageMakerStandIn
+) -> Iterator[Open]:
+    """Open a policy on a bundle by its name, from each kind of source; they are closed with the test."""
+    opened: list[GPTPolicy] = []
+
+    def open_one(name: str = "cartpole", **options: Any) -> GPTPolicy:
+        sagemaker.deploy(name, served[name])
+        where = {
+            "folder": bundles[name],
+            "ws": served[name],
+            "http": served[name].replace("ws://", "http://"),
+            "sagemaker": f"sagemaker://{name}",
+        }
+        opened.append(GPTPolicy(where[request.param], **options))
+        return opened[-1]
+
+    yield open_one
+    for policy in opened:
+        policy.close()

@@ -8,8 +8,9 @@ import torch
 from gymnasium import spaces
 
 from agentgpt_remote.errors import CapacityReached
+from agentgpt_remote.policy.agent_table import AgentTable
 from agentgpt_remote.policy.config import GPTConfig
-from agentgpt_remote.policy.engine import DEFAULT_MAX_AGENTS, MAX_CACHE_BYTES, AgentTable, PolicyEngine
+from agentgpt_remote.policy.engine import DEFAULT_MAX_AGENTS, MAX_CACHE_BYTES, PolicyEngine
 from agentgpt_remote.policy.model import PolicyModel
 from tests.policy.conftest import make_model
 
@@ -98,5 +99,8 @@ def test_default_limit_bounds_the_memory_of_the_cache() -> None:
     config = GPTConfig(num_layers=5, d_model=256, num_heads=8, max_input_states=64)
     large = PolicyModel(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), config)
     cache = large.make_cache(1)
-    held = PolicyEngine(large).max_agents * (cache.keys.nbytes + cache.values.nbytes)
+    engine = PolicyEngine(large)
+    slot_bytes = cache.keys.nbytes + cache.values.nbytes + engine.history.slot_bytes
+    held = engine.max_agents * slot_bytes
+    assert slot_bytes < 1.2 * (cache.keys.nbytes + cache.values.nbytes)
     assert 0.99 * MAX_CACHE_BYTES < held <= MAX_CACHE_BYTES

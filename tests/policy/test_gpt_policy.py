@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from agentgpt_remote import errors
 from agentgpt_remote.policy.gpt_policy import GPTPolicy
-from tests.policy.conftest import SPACES
-
-Open = Callable[..., GPTPolicy]
-
-
-@pytest.fixture(params=["folder", "ws", "http"])
-def open_policy(request: pytest.FixtureRequest, bundles: dict[str, Path], served: dict[str, str]) -> Iterator[Open]:
-    opened: list[GPTPolicy] = []
-
-    def open_one(name: str = "cartpole", **options: Any) -> GPTPolicy:
-        where = {"folder": bundles[name], "ws": served[name], "http": served[name].replace("ws://", "http://")}
-        opened.append(GPTPolicy(where[request.param], **options))
-        return opened[-1]
-
-    yield open_one
-    for policy in opened:
-        policy.close()
+from tests.policy.conftest import SPACES, Open
 
 
 def _observations(name: str, steps: int, n: int, seed: int = 0) -> list[Any]:
@@ -82,7 +65,7 @@ def test_every_source_acts_like_the_folder(open_policy: Open, bundles: dict[str,
     with GPTPolicy(bundles[name], deterministic=False, seed=3) as local:
         for observations in _observations(name, 12, 4):
             one, other = (p.select_action(["a", "b", "c", "d"], observations) for p in (policy, local))
-            np.testing.assert_allclose(_flat(one), _flat(other), atol=1e-5)
+            np.testing.assert_allclose(_flat(one), _flat(other), rtol=1e-5, atol=1e-5)
 
 
 def test_agents_join_leave_and_return_with_memories_of_their_own(open_policy: Open) -> None:

@@ -23,10 +23,10 @@ def _url(served: dict[str, str], name: str) -> str:
     return served[name].replace("ws://", "http://") + "/invocations"
 
 
-def _post(url: str, request_id: int, rows: np.ndarray, ids: list[str], **headers: str) -> httpx.Response:
+def _post(url: str, request_id: int, rows: np.ndarray, ids: list[str], first: bool, **headers: str) -> httpx.Response:
     parts: list[np.ndarray] = []
     assert Layout(SPACES["continuous"][0]).batch_parts(rows, len(rows), parts)
-    tail = msgspec.msgpack.encode(wire.Agents(ids, []))
+    tail = msgspec.msgpack.encode(wire.Agents(ids, [], ids if first else []))
     body = wire.pack_frame(wire.ACT, wire.DETERMINISTIC, request_id, len(ids), parts, tail)
     return httpx.post(url, content=body, headers={"content-type": BINARY, **headers})
 
@@ -39,7 +39,7 @@ def _actions(answer: httpx.Response) -> np.ndarray:
 
 
 def test_binary_invocation_acts_like_the_policy(served: dict[str, str], bundles: dict[str, Path]) -> None:
-    actions = _actions(_post(_url(served, "continuous"), 1, ROWS, ["a", "b"]))
+    actions = _actions(_post(_url(served, "continuous"), 1, ROWS, ["a", "b"], True))
     with GPTPolicy(bundles["continuous"]) as policy:
         np.testing.assert_allclose(actions, policy.select_action(["a", "b"], ROWS), atol=1e-5)
 
@@ -48,11 +48,11 @@ def test_binary_session_remembers_and_answers_a_repeated_request_once(
     served: dict[str, str], bundles: dict[str, Path]
 ) -> None:
     url = _url(served, "continuous")
-    opened = _post(url, 1, ROWS, ["a", "b"], **{SESSION_HEADER: "NEW_SESSION"})
+    opened = _post(url, 1, ROWS, ["a", "b"], True, **{SESSION_HEADER: "NEW_SESSION"})
     session = {SESSION_HEADER: opened.headers["X-Amzn-SageMaker-New-Session-Id"].partition(";")[0]}
-    second = _actions(_post(url, 2, -ROWS, ["a", "b"], **session))
-    repeated = _actions(_post(url, 2, -ROWS, ["a", "b"], **session))
-    third = _actions(_post(url, 3, ROWS, ["a", "b"], **session))
+    second = _actions(_post(url, 2, -ROWS, ["a", "b"], False, **session))
+    repeated = _actions(_post(url, 2, -ROWS, ["a", "b"], False, **session))
+    third = _actions(_post(url, 3, ROWS, ["a", "b"], False, **session))
     np.testing.assert_array_equal(repeated, second)
     with GPTPolicy(bundles["continuous"]) as policy:
         expected = [policy.select_action(["a", "b"], rows) for rows in (ROWS, -ROWS, ROWS)]
@@ -63,15 +63,18 @@ def test_binary_session_remembers_and_answers_a_repeated_request_once(
 def test_binary_invocation_tells_errors_in_its_own_form(served: dict[str, str]) -> None:
     url = _url(served, "continuous")
     answers = [
-        _post(url, 1, np.full((1, 3), np.nan), ["a"]),
-        _post(url, 1, ROWS[:1], ["a"], **{SESSION_HEADER: "stale"}),
+        _post(url, 1, np.full((1, 3), np.nan), ["a"], True),
         httpx.post(url, content=b"", headers={"content-type": BINARY}),
     ]
-    kinds = (errors.InvalidObservation, errors.UnknownAgent, errors.ProtocolError)
+    kinds = (errors.InvalidObservation, errors.ProtocolError)
     for answer, kind in zip(answers, kinds, strict=True):
-        assert answer.status_code == 400
+        assert answer.status_code == 200
         with pytest.raises(kind):
             wire.raise_failure(wire.unpack_frame(answer.content))
+    lost = wire.unpack_frame(_post(url, 1, ROWS[:1], ["a"], False).content)
+    assert (lost.kind, msgspec.msgpack.decode(lost.tail, type=wire.AgentList).ids) == (wire.LOST, ["a"])
+    stale = wire.unpack_frame(_post(url, 1, ROWS[:1], ["a"], True, **{SESSION_HEADER: "stale"}).content)
+    assert (stale.kind, msgspec.msgpack.decode(stale.tail, type=wire.AgentList).ids) == (wire.LOST, None)
     large = httpx.post(url, content=b" " * (Invocations.max_body_bytes + 1), headers={"content-type": BINARY})
     assert large.status_code == 413
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from agentgpt_remote.errors import ConfigError, InvalidObservation
+from agentgpt_remote.errors import InvalidObservation
 from agentgpt_remote.policy.config import GPTConfig
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.policy.gpt_policy import GPTPolicy
@@ -171,11 +171,3 @@ def test_invocations_take_masks(served: dict[str, str]) -> None:
     refused = httpx.post(url, json=body | {"action_masks": [[1, 0], [0, 0], None]})
     assert refused.status_code == 400
     assert "allows no action" in json.dumps(refused.json())
-
-
-def test_old_server_without_masks_is_named(served: dict[str, str]) -> None:
-    with GPTPolicy(served["cartpole"]) as policy:
-        policy._source._takes_masks = False
-        with pytest.raises(ConfigError, match="takes none: upgrade"):
-            policy(np.zeros(4, np.float32), action_mask=[1, 0])
-        assert policy(np.zeros(4, np.float32)) in (0, 1)

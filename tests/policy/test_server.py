@@ -13,6 +13,7 @@ import pytest
 
 from agentgpt_remote import errors
 from agentgpt_remote._version import __version__
+from agentgpt_remote.codec import Layout
 from agentgpt_remote.connection import WebSocketConnection
 from agentgpt_remote.policy import wire
 from agentgpt_remote.policy.bundle import load_bundle
@@ -21,6 +22,7 @@ from agentgpt_remote.policy.gpt_policy import GPTPolicy
 from agentgpt_remote.policy.invocations import Invocations
 from agentgpt_remote.policy.local_server import LocalPolicyServer
 from agentgpt_remote.policy.server import serve_policy
+from agentgpt_remote.policy.session import Layouts, PolicySession
 from agentgpt_remote.serving import BackgroundServer
 from tests.policy.conftest import SPACES
 
@@ -121,19 +123,19 @@ def test_client_of_another_version_is_told_both(served: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def session(bundles: dict[str, Path]) -> wire.PolicySession:
+def session(bundles: dict[str, Path]) -> PolicySession:
     bundle = load_bundle(bundles["cartpole"])
-    layouts = (wire.Layout(bundle.observation_space), wire.Layout(bundle.action_space))
-    return wire.PolicySession(PolicyEngine(bundle.model, max_agents=4), bundle, layouts, 0)
+    layouts = Layouts(Layout(bundle.observation_space), Layout(bundle.action_space))
+    return PolicySession(PolicyEngine(bundle.model, max_agents=4), layouts)
 
 
 def _act(request_id: int, ids: list[str], rows: int) -> bytes:
-    tail = msgspec.msgpack.encode(wire.Agents(ids, []))
+    tail = msgspec.msgpack.encode(wire.Agents(ids, [], ids))
     raw = np.ones((rows, 4), np.float32)
     return wire.pack_frame(wire.ACT, 0, request_id, len(ids), [raw], tail)
 
 
-def test_repeated_request_is_answered_and_not_executed(session: wire.PolicySession) -> None:
+def test_repeated_request_is_answered_and_not_executed(session: PolicySession) -> None:
     message = _act(1, ["a", "b"], 2)
     reply = session.handle(message)
     assert wire.unpack_frame(reply).kind == wire.ACTIONS
@@ -145,8 +147,8 @@ def test_repeated_request_is_answered_and_not_executed(session: wire.PolicySessi
     ("message", "kind"),
     [
         (b"", "ProtocolError"),
-        (b"\x01" * 16, "ProtocolError"),
-        (wire.pack_frame(9, 0, 1, 0, []), "ProtocolError"),
+        (b"\x01" * 32, "ProtocolError"),
+        (wire.pack_frame(99, 0, 1, 0, []), "ProtocolError"),
         (wire.pack_frame(wire.ACT, 0, 1, 1, [b"1234"], b""), "ProtocolError"),
         (wire.pack_frame(wire.ACT, 0, 1, 1, [], b"\xff"), "ProtocolError"),
         (_act(1, ["a"], 2), "ProtocolError"),
@@ -154,7 +156,7 @@ def test_repeated_request_is_answered_and_not_executed(session: wire.PolicySessi
         (_act(1, ["a", "b", "c", "d", "e"], 5), "CapacityReached"),
     ],
 )
-def test_wrong_message_is_answered_with_an_error(session: wire.PolicySession, message: bytes, kind: str) -> None:
+def test_wrong_message_is_answered_with_an_error(session: PolicySession, message: bytes, kind: str) -> None:
     frame = wire.unpack_frame(session.handle(message))
     assert frame.kind == wire.FAILED
     with pytest.raises(getattr(errors, kind)):

@@ -1,0 +1,1 @@
+"""Amazon SageMaker: the only folder that imports boto3."""

@@ -1,0 +1,96 @@
+"""SageMaker's runtime API: calls of an inference endpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import boto3
+import botocore.exceptions
+from botocore.config import Config
+
+from agentgpt_remote.endpoints import EndpointReply
+from agentgpt_remote.errors import AuthError, ConfigError, ConnectionLost, ProtocolError, RemoteTimeout
+
+_BINARY = "application/octet-stream"
+_CONNECT_TIMEOUT_S = 5.0
+_DENIED = {"AccessDeniedException", "UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException"}
+# The instance of the session is gone, or is being replaced.
+_SESSION_GONE = {"ModelNotReadyException", "ServiceUnavailable", "InternalFailure", "InternalDependencyException"}
+
+
+class SageMakerRuntime:
+    """One endpoint.
+
+    Region and credentials are found as boto3 finds them; ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME`` names another address.
+
+    Args:
+        name: of the endpoint.
+
+    Raises:
+        ConfigError: the name makes no sense, or no region is set.
+    """
+
+    def __init__(self, name: str) -> None:
+        if not name or "/" in name:
+            raise ConfigError(f"sagemaker://{name}: expected sagemaker://ENDPOINT_NAME")
+        self._name = name
+        self._clients: dict[float, Any] = {}
+
+    def _client(self, timeout_s: float) -> Any:
+        """Return a client whose deadline is at least ``timeout_s``; one is kept per power of two of seconds."""
+        limit = 2.0 ** max(0, (max(timeout_s, 1.0) - 1e-9).__ceil__().bit_length())
+        if limit not in self._clients:
+            config = Config(
+                connect_timeout=min(limit, _CONNECT_TIMEOUT_S), read_timeout=limit, retries={"total_max_attempts": 2}
+            )
+            try:
+                self._clients[limit] = boto3.client("sagemaker-runtime", config=config)
+            except botocore.exceptions.NoRegionError as error:
+                raise ConfigError("no AWS region is set: set AWS_REGION or run `aws configure`") from error
+        return self._clients[limit]
+
+    def invoke(self, body: bytes, *, session_id: str | None, timeout_s: float) -> EndpointReply:
+        """Send a request; see :class:`agentgpt_remote.endpoints.Endpoint`."""
+        session = {} if session_id is None else {"SessionId": session_id}
+        try:
+            answer = self._client(timeout_s).invoke_endpoint(
+                EndpointName=self._name, Body=body, ContentType=_BINARY, Accept=_BINARY, **session
+            )
+            content = answer["Body"].read()
+        except botocore.exceptions.ReadTimeoutError as error:
+            raise RemoteTimeout(f"endpoint {self._name} did not answer within {timeout_s:.3g} s") from error
+        except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
+            raise AuthError(f"no AWS credentials for endpoint {self._name}: run `aws configure`") from error
+        except botocore.exceptions.ClientError as error:
+            raise self._refused(error) from error
+        except botocore.exceptions.BotoCoreError as error:
+            raise ConnectionLost(f"endpoint {self._name} can't be reached: {error}") from error
+        return EndpointReply(
+            body=content,
+            new_session=_name_of(answer.get("NewSessionId")),
+            closed_session=_name_of(answer.get("ClosedSessionId")),
+        )
+
+    def _refused(self, error: botocore.exceptions.ClientError) -> Exception:
+        code, message = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        text = f"endpoint {self._name} refused the request: {code} {message}"
+        if code in _DENIED:
+            return AuthError(text)
+        if code in _SESSION_GONE or status >= 500 or "session" in message.lower():
+            return ConnectionLost(text)
+        if code == "ModelError":
+            original = error.response.get("OriginalStatusCode", 0)
+            return ConnectionLost(text) if original >= 500 else ProtocolError(text)
+        return ConfigError(text)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+
+def _name_of(header: str | None) -> str | None:
+    """Return the id in a session header, such as ``"abc; Expires=2026-11-23T01:50:01Z"``."""
+    return header.partition(";")[0].strip() if header else None
