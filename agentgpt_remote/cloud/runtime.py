@@ -34,6 +34,7 @@ class SageMakerRuntime:
         if not name or "/" in name:
             raise ConfigError(f"sagemaker://{name}: expected sagemaker://ENDPOINT_NAME")
         self._name = name
+        self._session = boto3.session.Session()
         self._clients: dict[float, Any] = {}
 
     def _client(self, timeout_s: float) -> Any:
@@ -44,7 +45,7 @@ class SageMakerRuntime:
                 connect_timeout=min(limit, _CONNECT_TIMEOUT_S), read_timeout=limit, retries={"total_max_attempts": 2}
             )
             try:
-                self._clients[limit] = boto3.client("sagemaker-runtime", config=config)
+                self._clients[limit] = self._session.client("sagemaker-runtime", config=config)
             except botocore.exceptions.NoRegionError as error:
                 raise ConfigError("no AWS region is set: set AWS_REGION or run `aws configure`") from error
         return self._clients[limit]
