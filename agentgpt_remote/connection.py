@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Final, Self
 
-from agentgpt_remote.errors import ConnectionLost, HostUnreachable, ProtocolError, RemoteTimeout
+from agentgpt_remote.errors import AuthError, ConnectionLost, HostUnreachable, ProtocolError, RemoteTimeout
 from agentgpt_remote.frames import (
     BINARY,
     CLOSE,
@@ -30,6 +30,7 @@ from agentgpt_remote.frames import (
     masked_header,
 )
 from agentgpt_remote.processes import yield_processor
+from agentgpt_remote.tls import TlsSocket, encrypt
 from agentgpt_remote.upgrade import parse_url, upgrade
 
 DEFAULT_CONNECT_TIMEOUT_S = 10.0
@@ -72,7 +73,7 @@ class WebSocketConnection:
         """Connect and upgrade to WebSocket.
 
         Args:
-            url: ``ws://host:port`` or ``http://host:port``.
+            url: ``ws://host:port`` or ``http://host:port``, with TLS ``wss://`` or ``https://``.
             token: sent as ``Authorization: Bearer``.
             path: path of the endpoint, appended to the URL's own.
             connect_timeout_s: deadline of connection and handshake together, in seconds.
@@ -84,7 +85,7 @@ class WebSocketConnection:
         Raises:
             ConfigError: the URL has no host or an unknown scheme.
             HostUnreachable: nothing accepted the connection in time.
-            AuthError: the server refused the token.
+            AuthError: the server refused the token, or its certificate is not trusted.
             ProtocolMismatch: what listens there is another service.
         """
         host, port, uri = parse_url(url, path)
@@ -96,6 +97,8 @@ class WebSocketConnection:
             raise HostUnreachable(f"nothing listens at {url} ({reason}): {hint}") from error
         try:
             _tune(sock)
+            if uri.startswith("wss:"):
+                sock = _encrypted(sock, host, url, hint)
             authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
             rest = upgrade(sock, uri, {**(headers or {}), **authorization}, deadline, url, hint)
             sock.settimeout(None)
@@ -178,6 +181,11 @@ class WebSocketConnection:
                     return message
         raise RemoteTimeout(f"no message from {self.url} within {timeout_s:g} s")
 
+    @property
+    def has_decrypted(self) -> bool:
+        """Whether bytes have been decrypted and not been taken, of which ``select`` knows nothing."""
+        return isinstance(self._socket, TlsSocket) and self._socket.pending() > 0
+
     def has_message(self) -> bool:
         """Tell whether a whole message has been received and not been taken; raises as :meth:`ready`."""
         return self._reader.may_have_message and self._reader.has_message()
@@ -197,6 +205,8 @@ class WebSocketConnection:
     def _set_receive_timeout(self, timeout_s: float) -> None:
         # A timeout of the kernel costs no system call per message, unlike Python's own.
         try:
+            if isinstance(self._socket, TlsSocket):  # which does not heed the kernel's
+                self._socket.settimeout(timeout_s)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout_s))
         except OSError as error:
             raise self._lost(error) from error
@@ -249,9 +259,21 @@ def wait_readable(connections: Iterable[WebSocketConnection], timeout_s: float) 
     """Return the connections on which bytes have arrived, waiting up to ``timeout_s`` seconds for the first."""
     poll = select.poll()
     by_descriptor = {connection.fileno(): connection for connection in connections}
+    decrypted = [connection for connection in by_descriptor.values() if connection.has_decrypted]
+    if decrypted:
+        return decrypted
     for descriptor in by_descriptor:
         poll.register(descriptor, select.POLLIN)
     return [by_descriptor[descriptor] for descriptor, _ in poll.poll(max(0.0, timeout_s * 1000.0))]
+
+
+def _encrypted(sock: socket.socket, host: str, url: str, hint: str) -> TlsSocket:
+    try:
+        return encrypt(sock, host, url)
+    except AuthError:
+        raise
+    except OSError as error:
+        raise HostUnreachable(f"{url} closed the connection during the handshake: {hint}") from error
 
 
 def _tune(sock: socket.socket) -> None:

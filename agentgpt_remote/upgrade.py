@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _quiet_logger = logging.getLogger("agentgpt_remote.upgrade")
 _quiet_logger.setLevel(logging.INFO)  # at DEBUG, websockets logs request headers, and one of them is the token
+_PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _GATEWAY_ERRORS = (502, 503, 504)  # the host may be back in a moment, as after a connection that was refused
 
 
@@ -33,17 +34,18 @@ def parse_url(url: str, path: str) -> tuple[str, int, str]:
         parts = urlsplit(url if "://" in url else f"ws://{url}")
     except ValueError as error:
         raise ConfigError(f"can't connect to {url!r}: {error}") from error
-    if parts.scheme not in ("ws", "http") or not parts.hostname:
-        raise ConfigError(f"can't connect to {url!r}: expected ws://HOST:PORT or http://HOST:PORT")
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ConfigError(f"can't connect to {url!r}: expected ws://HOST:PORT, http://HOST:PORT, wss:// or https://")
     if parts.username or parts.password:
         raise ConfigError("a URL must not hold credentials: pass token= or set AGENTGPT_TOKEN")
     try:
-        port = parts.port or 80
+        port = parts.port or _PORTS[parts.scheme]
     except ValueError as error:
         raise ConfigError(f"can't connect to {url!r}: {error}") from error
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     query = f"?{parts.query}" if parts.query else ""
-    return parts.hostname, port, f"ws://{name}:{port}{parts.path.rstrip('/')}{path or '/'}{query}"
+    scheme = "wss" if parts.scheme in ("wss", "https") else "ws"
+    return parts.hostname, port, f"{scheme}://{name}:{port}{parts.path.rstrip('/')}{path or '/'}{query}"
 
 
 def health_url(url: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agentgpt_remote.cli.options import ClientToken, Host, Json, Port, Token, is_url
+from agentgpt_remote.cli.options import ClientToken, Host, Json, Port, TLSCert, TLSKey, Token, is_url
 
 
 def register(app: typer.Typer) -> None:
@@ -22,15 +22,27 @@ def run(
     host: Host = "127.0.0.1",
     port: Port = 8080,
     token: Token = None,
+    tls_cert: TLSCert = None,
+    tls_key: TLSKey = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Take new weights when the bundle changes.")] = False,
+    max_agents: Annotated[
+        int | None, typer.Option(min=1, help="Most agents at once; beyond, those idle for longest make room.")
+    ] = None,
+    batch_wait_ms: Annotated[
+        float, typer.Option(min=0, help="How long a request waits for those of other clients.")
+    ] = 1.0,
 ) -> None:
     """Serve a policy until Ctrl-C; `GPTPolicy(url)` acts with it."""
-    from agentgpt_remote.policy.server import serve_policy
+    from agentgpt_remote.policy.server import PolicyServerOptions, serve_policy
+    from agentgpt_remote.serving import TLS
 
     def announce(url: str) -> None:
         print(f'serving {bundle} at {url}; act with GPTPolicy("{url}"); Ctrl-C ends it', flush=True)
 
+    options = PolicyServerOptions(watch=watch, max_agents=max_agents, batch_wait_s=batch_wait_ms / 1000)
+    tls = TLS.of(tls_cert, tls_key)
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
-        serve_policy(bundle, host=host, port=port, token=token, on_ready=announce)
+        serve_policy(bundle, host=host, port=port, token=token, tls=tls, options=options, on_ready=announce)
 
 
 def evaluate(

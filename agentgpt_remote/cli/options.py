@@ -11,6 +11,10 @@ Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one."
 Token = Annotated[
     str | None, typer.Option(envvar="AGENTGPT_TOKEN", show_envvar=True, help="Secret that clients must present.")
 ]
+TLSCert = Annotated[
+    str | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain (PEM) to serve wss:// with.")
+]
+TLSKey = Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Private key of the certificate (PEM).")]
 ClientToken = Annotated[
     str | None, typer.Option("--token", envvar="AGENTGPT_TOKEN", show_envvar=True, help="Token of the host.")
 ]
