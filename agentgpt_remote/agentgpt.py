@@ -54,6 +54,8 @@ class AgentGPT:
         token: str | None = None,
         deterministic: bool = True,
         seed: int | None = None,
+        watch: bool = False,
+        max_agents: int | None = None,
     ) -> GPTPolicy:
         """Start a policy server on this machine and return a policy that acts through it.
 
@@ -64,6 +66,8 @@ class AgentGPT:
             token: token of the server; a random one by default.
             deterministic: take the likeliest action instead of sampling.
             seed: seed of sampling.
+            watch: take new weights when the bundle changes, as while it is being trained.
+            max_agents: most agents at once; by default as many as fit in 4 GiB.
 
         Returns:
             A policy; closing it ends the server, and so does the end of this process.
@@ -72,5 +76,5 @@ class AgentGPT:
             BundleError: the bundle is missing, damaged or of another version.
             PortInUse: another process listens on the port.
         """
-        server = LocalPolicyServer(bundle, host=host, port=port, token=token)
+        server = LocalPolicyServer(bundle, host=host, port=port, token=token, watch=watch, max_agents=max_agents)
         return server.policy(deterministic=deterministic, seed=seed)

@@ -10,7 +10,7 @@ import msgspec
 import torch
 
 from agentgpt_remote.errors import AgentGPTError
-from agentgpt_remote.policy.server import serve_policy
+from agentgpt_remote.policy.server import PolicyServerOptions, serve_policy
 from agentgpt_remote.processes import read_payload, report_ready, watch_parent
 from agentgpt_remote.remote_errors import error_to_dict
 
@@ -24,7 +24,8 @@ def main() -> None:
     # torch's own number already respects OMP_NUM_THREADS and the cores that are really there.
     torch.set_num_threads(min(_THREADS, torch.get_num_threads()))
     try:
-        serve_policy(**settings, on_ready=lambda url: report_ready(url=url))
+        options = PolicyServerOptions(**settings.pop("options"))
+        serve_policy(**settings, options=options, on_ready=lambda url: report_ready(url=url))
     except AgentGPTError as error:
         report_ready(error=error_to_dict(error))
 

@@ -22,6 +22,8 @@ class LocalPolicyServer:
         host: address to listen on; anything but loopback needs a token.
         port: 0 takes a free one.
         token: ``AGENTGPT_TOKEN`` by default, else a random one on loopback.
+        watch: take new weights when the bundle changes.
+        max_agents: most agents at once; by default as many as fit in 4 GiB.
 
     Attributes:
         url: where it listens.
@@ -32,9 +34,24 @@ class LocalPolicyServer:
         PortInUse: another process listens on the port.
     """
 
-    def __init__(self, bundle: str | Path, *, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> None:
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str | None = None,
+        watch: bool = False,
+        max_agents: int | None = None,
+    ) -> None:
         self.token = resolve_token(token) or secrets.token_urlsafe(24)
-        settings = {"bundle": str(bundle), "host": host, "port": port, "token": self.token}
+        settings = {
+            "bundle": str(bundle),
+            "host": host,
+            "port": port,
+            "token": self.token,
+            "options": {"watch": watch, "max_agents": max_agents},
+        }
         self._process = ChildProcess.start(["-m", "agentgpt_remote.policy"], msgspec.json.encode(settings))
         failure = self._process.ready.get("error")
         if failure is not None:

@@ -137,7 +137,7 @@ def test_eval_prints_the_statistics(trained: Path, host: Server) -> None:
 
 
 def test_run_serves_a_policy(trained: Path) -> None:
-    with Server("run", "runs/CartPole-v1/policy", "--port", "0", cwd=trained) as server:
+    with Server("run", "runs/CartPole-v1/policy", "--port", "0", "--watch", "--max-agents", "8", cwd=trained) as server:
         with GPTPolicy(server.url) as policy:
             assert policy(np.zeros(4, np.float32)) in (0, 1)
         assert server.end(signal.SIGINT) == 0
@@ -194,6 +194,9 @@ def test_second_run_gets_a_name_of_its_own(trained: Path) -> None:
         ("serve CartPole-v1 --port 70000", 2, "port 70000"),
         ("serve no_such_module:factory", 2, "no_such_module"),
         ("run nowhere", 1, "no policy bundle at nowhere"),
+        ("run runs/CartPole-v1/policy --max-agents 0", 2, "max-agents"),
+        ("run runs/CartPole-v1/policy --tls-cert cert.pem", 2, "both files"),
+        ("run runs/CartPole-v1/policy --tls-cert cert.pem --tls-key key.pem", 2, "can't use the certificate"),
         ("run runs/CartPole-v1", 1, "did you mean runs/CartPole-v1/policy"),
         ("eval runs/CartPole-v1/policy Pendulum-v1 --episodes 1", 1, "observation"),
         ("eval ws://127.0.0.1:9 CartPole-v1", 1, "agentgpt run"),

@@ -14,6 +14,7 @@ from agentgpt_remote.codec import Layout
 from agentgpt_remote.policy import wire
 from agentgpt_remote.policy.gpt_policy import GPTPolicy
 from agentgpt_remote.policy.invocations import BINARY, SESSION_HEADER, Invocations
+from agentgpt_remote.policy.server import PolicyServerOptions, serve_policy
 from tests.policy.conftest import SPACES
 
 ROWS = np.random.default_rng(0).normal(size=(2, 3))
@@ -107,3 +108,84 @@ def test_ping_tells_nothing_of_the_machine(served: dict[str, str], bundles: dict
     answer = httpx.get(_url(served, "cartpole").replace("/invocations", "/ping"))
     assert answer.status_code == 200
     assert str(bundles["cartpole"].parent) not in answer.text
+
+
+SESSION = "X-Amzn-SageMaker-New-Session-Id"
+
+
+def _opened(url: str, body: dict[str, object]) -> tuple[httpx.Response, dict[str, str]]:
+    answer = httpx.post(url, json=body, headers={SESSION_HEADER: "NEW_SESSION"})
+    assert answer.status_code == 200
+    return answer, {SESSION_HEADER: answer.headers[SESSION].partition(";")[0]}
+
+
+def test_repeated_json_request_is_answered_once(served: dict[str, str], bundles: dict[str, Path]) -> None:
+    url = _url(served, "smooth")
+    rows = np.random.default_rng(3).normal(size=(3, 1, 3))
+    answers, session = [], {}
+    for number, row in enumerate(rows):
+        body = {"observations": row.tolist(), "request_id": number}
+        if number == 0:
+            _, session = _opened(url, body)
+        answers.append([httpx.post(url, json=body, headers=session).json()["actions"][0] for _ in range(2)])
+    with GPTPolicy(bundles["smooth"]) as policy:
+        for row, (one, other) in zip(rows, answers, strict=True):
+            assert one == other
+            np.testing.assert_allclose(one, policy.select_action(["0"], row)[0], atol=1e-5)
+
+
+def test_json_session_closes_and_says_so(served: dict[str, str]) -> None:
+    url, body = _url(served, "smooth"), {"observations": [[1, 2, 3]]}
+    _, session = _opened(url, body)
+    closed = httpx.post(url, json={"close": True}, headers=session)
+    assert closed.headers["X-Amzn-SageMaker-Closed-Session-Id"] == session[SESSION_HEADER]
+    assert httpx.post(url, json=body, headers=session).status_code == 400
+
+
+def test_json_takes_memory_control_and_seed(served: dict[str, str], bundles: dict[str, Path]) -> None:
+    url = _url(served, "smooth")
+    rows = np.random.default_rng(3).normal(size=(4, 2, 3))
+    _, session = _opened(url, {"observations": rows[0].tolist(), "num_input_states": 2})
+    with GPTPolicy(bundles["smooth"]) as policy:
+        policy.set_num_input_states(2)
+        policy.select_action(["0", "1"], rows[0])
+        for row in rows[1:]:
+            answer = httpx.post(url, json={"observations": row.tolist(), "num_input_states": 2}, headers=session)
+            np.testing.assert_allclose(answer.json()["actions"], policy.select_action(["0", "1"], row), atol=1e-5)
+    body = {"observations": rows[0].tolist(), "control_value": [0.0, 1.0]}
+    actions = httpx.post(url, json=body).json()["actions"]
+    assert actions[0] == [0, 0] != actions[1]
+    sampled = {"observations": rows[0].tolist(), "deterministic": False, "seed": 3}
+    assert httpx.post(url, json=sampled).json() == httpx.post(url, json=sampled).json()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_input_states", 5, "expected 1 to 4"),
+        ("num_input_states", 0, "at least 1"),
+        ("control_value", 1.5, "from 0 to 1"),
+        ("control_value", [0.5, 0.5], "one for each of 1 agents"),
+        ("seed", -1, "seed=-1"),
+    ],
+)
+def test_json_settings_out_of_range_are_named(served: dict[str, str], field: str, value: object, message: str) -> None:
+    answer = httpx.post(_url(served, "smooth"), json={"observations": [[1, 2, 3]], field: value})
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]
+
+
+def test_json_names_agents_that_were_dropped_to_make_room(bundles: dict[str, Path]) -> None:
+    options = PolicyServerOptions(max_agents=2)
+    with serve_policy(bundles["smooth"], port=0, block=False, options=options) as server:
+        url = server.url.replace("ws://", "http://") + "/invocations"
+        body = {"observations": [[1, 2, 3]], "agent_ids": ["a"]}
+        first, session = _opened(url, body)
+        assert "dropped" not in httpx.post(url, json=body, headers=session).json()
+        other = {"observations": [[1, 2, 3]] * 2, "agent_ids": ["x", "y"]}
+        _opened(url, other)
+        again = httpx.post(url, json=body, headers=session).json()
+        assert again["dropped"] == ["a"]
+        assert again["actions"] == first.json()["actions"]  # it began anew
+        status = httpx.get(server.url.replace("ws://", "http://") + "/status").json()
+        assert (status["agents"], status["max_agents"], status["dropped"]) == (2, 2, 2)

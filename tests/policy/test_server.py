@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -238,3 +240,13 @@ def test_local_policy_server_ends_with_its_policy(bundles: dict[str, Path]) -> N
 def test_local_policy_server_of_a_missing_bundle_fails_clearly(tmp_path: Path) -> None:
     with pytest.raises(errors.BundleError, match="no policy bundle"):
         LocalPolicyServer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cartpole", "images"])
+def test_acting_through_a_server_needs_no_torch(served: dict[str, str], name: str) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from agentgpt_remote import GPTPolicy\n"
+        "with GPTPolicy(sys.argv[1]) as policy: print(policy(policy.sample_observation()))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, served[name]], capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip().isdigit(), run.stderr

@@ -246,3 +246,35 @@ def test_asynchronous_calls_act_in_order(open_policy: Open) -> None:
             await policy.aselect_action(["a", "a"], STREAM[0][:2])
 
     asyncio.run(wrong())
+
+
+def test_prefetch_returns_the_actions_of_the_call_before(open_policy: Open) -> None:
+    policy, reference = open_policy("smooth"), open_policy("smooth")
+    late = policy.prefetch()
+    expected = [reference.select_action(IDS, batch) for batch in STREAM[:4]]
+    frame = STREAM[0].copy()
+    np.testing.assert_allclose(late.select_action(IDS, frame), expected[0], atol=1e-5)  # there is none before
+    for step in range(1, 4):
+        frame[:] = STREAM[step]  # a loop that uses its memory again
+        np.testing.assert_allclose(late.select_action(IDS, frame), expected[step - 1], atol=1e-5)
+    mixed = late.select_action(["c", "a"], STREAM[4][:2])
+    np.testing.assert_allclose(mixed, expected[3][[2, 0]], atol=1e-5)
+    reference.select_action(["c", "a"], STREAM[4][:2])
+    fresh = late.select_action(["a", "d"], STREAM[5][:2])  # d has none: it is waited for
+    np.testing.assert_allclose(fresh, reference.select_action(["a", "d"], STREAM[5][:2]), atol=1e-5)
+    again = late.select_action(["a", "d"], STREAM[6][:2], ["d"])
+    np.testing.assert_allclose(again, reference.select_action(["a", "d"], STREAM[6][:2], ["d"]), atol=1e-5)
+    late.select_action(["a"], STREAM[7][:1], ["x"])
+    with pytest.raises(errors.UnknownAgent, match="'x' is not known"):  # told one frame late as well
+        late.select_action(["a"], STREAM[7][:1])
+
+
+def test_prefetch_of_one_agent_begins_episodes_anew(open_policy: Open) -> None:
+    policy, reference = open_policy("smooth"), open_policy("smooth")
+    late = policy.prefetch()
+    expected = [reference(STREAM[step, 0]) for step in range(3)]
+    got = [late(STREAM[step, 0]) for step in range(3)]
+    np.testing.assert_allclose(got, [expected[0], *expected[:2]], atol=1e-5)
+    late.reset()
+    reference.reset()
+    np.testing.assert_allclose(late(STREAM[3, 0]), reference(STREAM[3, 0]), atol=1e-5)
