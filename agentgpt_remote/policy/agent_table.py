@@ -41,12 +41,14 @@ class Prepared:
         agent_ids: of its rows.
         joining: slots that were reserved for agents that are new, by id.
         ended: agents to forget.
+        moved: whether these are not the agents of the last call, all of them going on.
     """
 
     decision: Decision
     agent_ids: tuple[str, ...]
     joining: dict[str, int]
     ended: tuple[str, ...]
+    moved: bool
 
 
 class AgentTable:
@@ -138,14 +140,15 @@ class AgentTable:
         """
         index, is_first = self._last_index, self._going_on
         joining: dict[str, int] = {}
-        if index is None or ended or starting or agent_ids != self._last_ids:
+        moved = index is None or bool(ended) or bool(starting) or agent_ids != self._last_ids
+        if index is None or moved:
             index, joining, is_first = self._place(agent_ids, ended, starting)
         else:
             self.engine.use(index)
         model = self.engine.model
         obs, pixels = model.observations.encode(batch), model.observations.pixels(batch)
         decision = Decision(obs=obs, pixels=pixels, is_first=is_first, index=index, options=options)
-        return Prepared(decision=decision, agent_ids=agent_ids, joining=joining, ended=ended)
+        return Prepared(decision=decision, agent_ids=agent_ids, joining=joining, ended=ended, moved=moved)
 
     def _place(
         self, agent_ids: tuple[str, ...], ended: tuple[str, ...], starting: Collection[str] | None
@@ -168,7 +171,7 @@ class AgentTable:
 
     def commit(self, prepared: Prepared) -> None:
         """Take note that the engine has acted."""
-        if prepared.agent_ids is not self._last_ids or prepared.joining or prepared.ended:
+        if prepared.moved:
             self._slots.update(prepared.joining)
             for agent in prepared.joining:
                 self.dropped.pop(agent, None)
@@ -209,8 +212,8 @@ class AgentTable:
     def forget(self, agent_ids: list[str]) -> None:
         """Drop agents; unknown ids are ignored."""
         slots = [self._slots.pop(agent) for agent in agent_ids if agent in self._slots]
-        self.engine.release(slots)
         if slots:
+            self.engine.release(slots)
             self._last_index = None
 
     def clear(self) -> None:

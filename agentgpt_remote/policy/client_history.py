@@ -50,8 +50,8 @@ class ClientHistory:
         is_first = np.zeros(len(slots), np.bool_)
         if starting:
             is_first = np.fromiter((agent in starting for agent in agent_ids), np.bool_, len(agent_ids))
-        rows = self._steps.row(self._observations.encode(batch), self._previous[slots], is_first)
-        self._steps.append(slots, rows, self._observations.pixels(batch))
+        obs, pixels = self._observations.encode(batch), self._observations.pixels(batch)
+        self._steps.record(slots, obs, self._previous[slots], is_first, pixels)
         self._previous[slots] = vectors
 
     def _place(self, agent_ids: tuple[str, ...]) -> None:

@@ -237,14 +237,13 @@ class PolicyEngine:
         """Act for batches that see equally many steps."""
         joint = decisions[0] if len(decisions) == 1 else self._joined(decisions)
         previous = self._previous[joint.index.at]
-        rows = self.history.row(joint.obs, previous, joint.is_first)
         window = self.window(joint.options.num_input_states)
         if window == self.max_input_states:
             params = self._next_token(joint, previous)
         else:
-            params = self._short_memory(joint, rows, window)
+            params = self._short_memory(joint, previous, window)
         vectors = self._choose(decisions, params)
-        self.history.append(joint.index.rows, rows, joint.pixels)
+        self.history.record(joint.index.rows, joint.obs, previous, joint.is_first, joint.pixels)
         self._stale[joint.index.at] = window < self.max_input_states
         self._previous[joint.index.at] = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
         return vectors
@@ -286,8 +285,9 @@ class PolicyEngine:
             slots = torch.from_numpy(chunk).to(self._device)
             self.model.rebuild_cache(inputs, first, self._cache, slots)
 
-    def _short_memory(self, decision: Decision, rows: Float32, window: int) -> Tensor:
+    def _short_memory(self, decision: Decision, previous: Float32, window: int) -> Tensor:
         """Return the outputs of a model that is given the last ``window`` steps and nothing before them."""
+        rows = self.history.row(decision.obs, previous, decision.is_first)
         outputs = []
         for chunk in _chunks(np.arange(len(rows)), window):
             before = self.history.last(decision.index.rows[chunk], window - 1)
@@ -296,8 +296,8 @@ class PolicyEngine:
             if before.pixels is not None and decision.pixels is not None:
                 pixels = np.concatenate((before.pixels, decision.pixels[chunk, None]), axis=1)
             steps[:, 0, -1] = 1.0
-            obs, previous, first, images = self._tensors(Steps(steps, pixels))
-            outputs.append(self.model(obs, previous, first, images)[:, -1])
+            obs, past, first, images = self._tensors(Steps(steps, pixels))
+            outputs.append(self.model(obs, past, first, images)[:, -1])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _tensors(self, steps: Steps) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
