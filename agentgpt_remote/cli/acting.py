@@ -29,8 +29,9 @@ def run(
         int | None, typer.Option(min=1, help="Most agents at once; beyond, those idle for longest make room.")
     ] = None,
     batch_wait_ms: Annotated[
-        float, typer.Option(min=0, help="How long a request waits for those of other clients.")
-    ] = 1.0,
+        float | None,
+        typer.Option(min=0, help="How long a request waits for those of others; by default a pass of the model."),
+    ] = None,
 ) -> None:
     """Serve a policy until Ctrl-C; `GPTPolicy(url)` acts with it."""
     from agentgpt_remote.policy.server import PolicyServerOptions, serve_policy
@@ -39,7 +40,8 @@ def run(
     def announce(url: str) -> None:
         print(f'serving {bundle} at {url}; act with GPTPolicy("{url}"); Ctrl-C ends it', flush=True)
 
-    options = PolicyServerOptions(watch=watch, max_agents=max_agents, batch_wait_s=batch_wait_ms / 1000)
+    batch_wait_s = None if batch_wait_ms is None else batch_wait_ms / 1000
+    options = PolicyServerOptions(watch=watch, max_agents=max_agents, batch_wait_s=batch_wait_s)
     tls = TLS.of(tls_cert, tls_key)
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
         serve_policy(bundle, host=host, port=port, token=token, tls=tls, options=options, on_ready=announce)
