@@ -116,6 +116,22 @@ class Block(nn.Module):
         blocks = x.reshape(x.shape[0], -1, self.window, self.num_heads, self.head_size)
         return torch.cat((blocks[:, :-1], blocks[:, 1:]), dim=2).flatten(0, 1)
 
+    def _causal_bias(self, length: int) -> Tensor | None:
+        """Return what positions add to the attention of T tokens among themselves, (heads, T, T), or None."""
+        return None
+
+    def short(self, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+        """Run over whole sequences of at most a window, x of shape (B, T, d_model), mask additive of (B, 1, T, T)."""
+        query, key, value = self._rotated(x, rope)  # (B, T, nh, hs)
+        bias = self._causal_bias(x.shape[1])
+        attended = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=mask if bias is None else mask + bias,
+        )
+        return self._mlp(x + self.project(attended.transpose(1, 2).flatten(2)))
+
     def step(self, x: Tensor, rope: Tensor, ring: RingStep) -> Tensor:
         """Run over one token per agent, x of shape (n, d_model), with the ring cache written in place."""
         query, key, value = self._rotated(x, rope)  # (n, nh, hs)

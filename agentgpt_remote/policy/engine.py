@@ -297,7 +297,7 @@ class PolicyEngine:
                 pixels = np.concatenate((before.pixels, decision.pixels[chunk, None]), axis=1)
             steps[:, 0, -1] = 1.0
             obs, past, first, images = self._tensors(Steps(steps, pixels))
-            outputs.append(self.model(obs, past, first, images)[:, -1])
+            outputs.append(self.model.act_short(obs, past, first, images))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _tensors(self, steps: Steps) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -49,6 +49,9 @@ class GPT2Block(Block):
     def _ring_biased(self, ring: RingStep) -> Tensor:
         return ring.mask + self.position[:, ring.age].transpose(0, 1).unsqueeze(2)  # (n, nh, 1, W)
 
+    def _causal_bias(self, length: int) -> Tensor | None:
+        return self.position[:, self._age[:length, self.window : self.window + length]]  # (nh, T, T)
+
     def _mlp(self, x: Tensor) -> Tensor:
         result: Tensor = x + self.down(F.gelu(self.gate_up(layer_norm(x))))
         return result

@@ -140,6 +140,22 @@ class PolicyModel(SequenceModel):
         result: Tensor = self.head(self.trunk.step(self.encoder(inputs), is_first, cache, slots))
         return result
 
+    def act_short(self, obs: Tensor, prev_action: Tensor, is_first: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """Return the outputs for the last token of whole sequences of at most a window, equal to :meth:`forward`'s.
+
+        Args:
+            obs: compact observations, float tensor of shape (B, T, Fo).
+            prev_action: compact previous actions, float tensor of shape (B, T, Fa); ignored where is_first.
+            is_first: bool tensor of shape (B, T).
+            pixels: bytes of the observations' images, uint8 tensor of shape (B, T, P), where there are any.
+
+        Returns:
+            float tensor of shape (B, num_outputs).
+        """
+        inputs = self.encoder.prepare(obs, prev_action, is_first, pixels)
+        result: Tensor = self.head(self.trunk.short(self.encoder(inputs), is_first))
+        return result
+
     def rebuild_cache(self, inputs: TokenInputs, is_first: Tensor, cache: KVCache, slots: Slots) -> None:
         """Fill the cache from the tokens that agents saw, as after a change of weights.
 

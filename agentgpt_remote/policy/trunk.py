@@ -94,6 +94,25 @@ class Trunk(nn.Module):
             x, _, _ = block(x, rope[:, -x.shape[1] :], mask, trim)
         return self._norm(x)
 
+    def short(self, x: Tensor, is_first: Tensor) -> Tensor:
+        """Run over whole sequences of at most a window of tokens, at the cost of no more tokens than there are.
+
+        Args:
+            x: embedded tokens, float tensor of shape (B, T, d_model).
+            is_first: bool tensor of shape (B, T): a token begins an episode.
+
+        Returns:
+            Normalised outputs of the last token, float tensor of shape (B, d_model).
+        """
+        length = x.shape[1]
+        episode = is_first.long().cumsum(1)
+        visible = (episode[:, :, None] == episode[:, None, :]).tril()  # (B, T, T)
+        mask = torch.zeros(visible.shape, device=x.device).masked_fill_(~visible, float("-inf")).unsqueeze(1)
+        rope = self._positions(length)
+        for block in self._stack:
+            x = block.short(x, rope, mask)
+        return self._norm(x[:, -1])
+
     def fill(self, x: Tensor, mask: Tensor, cache: KVCache, slots: Slots) -> None:
         """Write the last ``window`` tokens' keys and values of B sequences to B slots; the caller sets ``length``.
 

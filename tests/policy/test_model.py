@@ -280,3 +280,15 @@ def test_config_refuses_sizes_that_do_not_work(sizes: dict[str, Any]) -> None:
 def test_config_unknown_field_names_the_closest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'd_model'"):
         GPTConfig.from_dict({"d_modle": 64})
+
+
+@pytest.mark.parametrize("gpt_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("length", [1, 2, 5, 6])
+def test_act_short_equals_the_last_output_of_forward(gpt_type: GPTType, length: int) -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(num_layers=2, d_model=32, num_heads=2, max_input_states=6, gpt_type=gpt_type)
+    model = PolicyModel(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), config).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(100.0)
+        parts = torch.randn(40, length, 3), torch.randn(40, length, 2), torch.rand(40, length) < 0.3
+        torch.testing.assert_close(model.act_short(*parts), model(*parts)[:, -1], atol=1e-5, rtol=1e-5)

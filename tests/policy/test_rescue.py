@@ -71,6 +71,24 @@ def test_actions_after_a_restart_equal_those_without(restartable: Restartable, b
         assert policy.status()["server"]["restored"] >= 5
 
 
+def test_server_that_is_killed_in_the_middle_of_a_call(restartable: Restartable, bundles: dict[str, Path]) -> None:
+    with (
+        GPTPolicy(restartable.server.url, token=restartable.server.token) as policy,
+        GPTPolicy(bundles["smooth"]) as local,
+    ):
+        for step, batch in enumerate(STREAM[:6]):
+            if step == 3:
+                os.kill(restartable.server._process.pid, signal.SIGSTOP)  # it takes the request, and answers nothing
+
+                def replace() -> None:
+                    restartable.kill()
+                    restartable.start()
+
+                threading.Timer(0.3, replace).start()
+            actions = policy.select_action(IDS, batch)
+            np.testing.assert_allclose(actions, local.select_action(IDS, batch), atol=1e-5)
+
+
 def test_server_that_stays_away_is_a_clear_error_in_time(restartable: Restartable) -> None:
     with GPTPolicy(restartable.server.url, token=restartable.server.token, timeout_s=1.0) as policy:
         first = policy.select_action(IDS, STREAM[0])
