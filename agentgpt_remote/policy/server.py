@@ -6,36 +6,31 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agentgpt_remote._version import __version__
 from agentgpt_remote.codec import Layout
-from agentgpt_remote.errors import AgentGPTError, CapacityReached, ConfigError, ProtocolMismatch, check_seconds
+from agentgpt_remote.errors import ConfigError, check_seconds
 from agentgpt_remote.policy import wire
-from agentgpt_remote.policy.agent_table import Prepared
+from agentgpt_remote.policy.act_endpoint import MAX_FRAME_BYTES, ActEndpoint
 from agentgpt_remote.policy.batching import Batcher
 from agentgpt_remote.policy.bundle import Bundle, load_bundle
 from agentgpt_remote.policy.engine import PolicyEngine
-from agentgpt_remote.policy.features import Float32
 from agentgpt_remote.policy.invocations import Invocation, Invocations
-from agentgpt_remote.policy.session import Layouts, Pending, PolicySession, welcome
+from agentgpt_remote.policy.session import Layouts, PolicySession
 from agentgpt_remote.policy.watching import BundleWatcher
 from agentgpt_remote.serving import TLS, BackgroundServer, NotFound, ServerOptions, resolve_token, run_app
 
 DEFAULT_PORT = 8080
-MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_SESSIONS = 1024
-_HELLO_TIMEOUT_S = 10.0
 
 _logger = logging.getLogger("agentgpt_remote.policy")
 
@@ -72,34 +67,6 @@ class PolicyServerOptions:
         check_seconds("watch_interval_s", self.watch_interval_s)
 
 
-class _FrameJob:
-    """One message of a WebSocket session."""
-
-    def __init__(self, session: PolicySession, message: wire.Message) -> None:
-        self.owner: Hashable = session
-        self._session, self._message = session, message
-        self._pending: Pending | None = None
-        self._reply = b""
-
-    def begin(self) -> Prepared | None:
-        result = self._session.begin(self._message)
-        if isinstance(result, Pending):
-            self._pending = result
-            return result.prepared
-        self._reply = result
-        return None
-
-    def finish(self, vectors: Float32) -> None:
-        if self._pending is not None:
-            self._reply = self._session.finish(self._pending, vectors)
-
-    def fail(self, prepared: Prepared) -> None:
-        self._session.agents.roll_back(prepared)
-
-    def answer(self) -> bytes:
-        return self._reply
-
-
 class PolicyService:
     """A bundle, the engine that all sessions share, and the one thread that it runs in.
 
@@ -115,17 +82,19 @@ class PolicyService:
         self._layouts = Layouts(Layout(bundle.observation_space), Layout(bundle.action_space))
         self.invocations = Invocations(self.engine, self._layouts, self.describe)
         self.batcher = Batcher(self.engine, options.batch_wait_s)
-        self.num_sessions = 0
+        self.acting = ActEndpoint(self.batcher, self._new_session, self.engine, options.max_sessions)
         self._options = options
-        self._welcome = wire.encode(welcome(self.engine))
         self._watcher = BundleWatcher(bundle) if options.watch else None
         self._started = time.time()
+
+    def _new_session(self) -> PolicySession:
+        return PolicySession(self.engine, self._layouts, self.describe)
 
     def describe(self) -> dict[str, Any]:
         """Return what the server tells clients of itself."""
         return {
             "version": __version__,
-            "sessions": self.num_sessions,
+            "sessions": self.acting.num_sessions,
             "http_sessions": len(self.invocations),
             "agents": self.engine.num_agents,
             "max_agents": self.engine.max_agents,
@@ -140,7 +109,7 @@ class PolicyService:
         """Answer a health check."""
         # Anyone may ask, so nothing of the machine is told, such as where the bundle lies.
         fields = {"status": "ok", "version": __version__, "protocol": wire.PROTOCOL_VERSION}
-        return JSONResponse(fields | {"sessions": self.num_sessions})
+        return JSONResponse(fields | {"sessions": self.acting.num_sessions})
 
     async def status(self, _request: Request) -> JSONResponse:
         """Answer how many clients and agents there are."""
@@ -151,37 +120,6 @@ class PolicyService:
         job = Invocation(self.invocations, await _limited_body(request), dict(request.headers))
         status, body, headers = await self.batcher.submit(job)
         return Response(body, status_code=status, headers=headers)
-
-    async def act(self, websocket: WebSocket) -> None:
-        """Serve one client until it leaves."""
-        await websocket.accept()
-        session: PolicySession | None = None
-        self.num_sessions += 1
-        try:
-            session = await self._greet(websocket)
-            while True:
-                message = await websocket.receive_bytes()
-                await websocket.send_bytes(await self.batcher.submit(_FrameJob(session, message)))
-        except WebSocketDisconnect as left:
-            _logger.debug("session ended code=%s", left.code)
-        except (AgentGPTError, msgspec.MsgspecError, KeyError, TimeoutError) as error:
-            _logger.warning("session refused error=%s", error)
-            await websocket.close(1008, str(error)[:120])
-        finally:
-            self.num_sessions -= 1
-            if session is not None:
-                await self.batcher.call(session.agents.clear, session)
-
-    async def _greet(self, websocket: WebSocket) -> PolicySession:
-        """Exchange first messages; the client tells by the welcome whether it can talk to this server."""
-        raw = await asyncio.wait_for(websocket.receive_bytes(), _HELLO_TIMEOUT_S)
-        hello = msgspec.msgpack.decode(raw, type=wire.Hello)
-        await websocket.send_bytes(self._welcome)
-        if hello.protocol != wire.PROTOCOL_VERSION:
-            raise ProtocolMismatch(f"the client speaks policy protocol {hello.protocol}")
-        if self.num_sessions > self._options.max_sessions:
-            raise CapacityReached(f"this server takes at most {self._options.max_sessions} sessions")
-        return PolicySession(self.engine, self._layouts, self.describe)
 
     async def _watch(self, watcher: BundleWatcher) -> None:
         """Take new weights as they come; requests go on meanwhile, and each sees one set of weights."""
@@ -226,7 +164,7 @@ def policy_app(bundle: Bundle, options: PolicyServerOptions | None = None) -> St
         Route("/health", service.ping),
         Route("/status", service.status),
         Route("/invocations", service.invoke, methods=["POST"]),
-        WebSocketRoute("/act", service.act),
+        WebSocketRoute("/act", service.acting),
         WebSocketRoute("/{path:path}", NotFound("this is a policy server: use /act")),
     ]
     return Starlette(routes=routes, lifespan=service.lifespan)
