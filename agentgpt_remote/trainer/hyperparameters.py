@@ -78,6 +78,7 @@ _RANGES = {
     "batch_size": _COUNT,
     "replay_ratio": _Range(0, 10_000, open_low=True),
     "buffer_size": _COUNT,
+    "recent_fraction": _UNIT,
     "tau": _Range(0, 1, open_low=True),
     "learning_starts": _Range(0),
     "entropy_target": _UNIT,
@@ -140,6 +141,7 @@ class Hyperparameters:
         replay_ratio: how often each environment step is trained on: exactly, on average, under offpolicy; at most
             under ppo, whose KL stop may end earlier.
         buffer_size: offpolicy: environment steps that the replay holds, all agents together.
+        recent_fraction: offpolicy: part of a batch that is drawn from the newest 4,096 steps instead of all held ones.
         tau: offpolicy: rate at which the slow copies that targets are taken from follow, per gradient step.
         learning_starts: offpolicy: environment steps with random actions before the first gradient step.
         entropy_target: offpolicy: entropy of discrete actions that is held, as a fraction of the largest.
@@ -198,6 +200,7 @@ class Hyperparameters:
     batch_size: int | None = None
     replay_ratio: float | None = None
     buffer_size: int = 100_000
+    recent_fraction: float | None = None
     tau: float | None = None
     learning_starts: int | None = None
     entropy_target: float = 0.2
@@ -208,7 +211,7 @@ class Hyperparameters:
     lr_end: float | None = None
     lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
     lr_warmup_updates: int = 20
-    critic_lr_factor: float = 1.0
+    critic_lr_factor: float | None = None
     max_grad_norm: float | None = None
     gamma_init: float = 0.99
     lambda_init: float | None = None
@@ -307,6 +310,8 @@ class Hyperparameters:
             "max_grad_norm": 0.5,
             "lambda_init": 0.9 if continuous else 0.95,
             "entropy_coef": 0.0 if continuous else 0.01,
+            "recent_fraction": 0.0,
+            "critic_lr_factor": 1.0,
             "tau": 1.0,
             "learning_starts": 0,
             "critic_memory": True,
@@ -326,6 +331,8 @@ class Hyperparameters:
             "max_grad_norm": 10.0 if continuous else 1.0,
             "lambda_init": 0.0 if continuous else 0.95,
             "entropy_coef": 0.0,
+            "recent_fraction": 0.0 if continuous else 0.5,
+            "critic_lr_factor": 1.0 if continuous else 3.0,
             "tau": 0.02,
             "learning_starts": 1000,
             "critic_memory": True,

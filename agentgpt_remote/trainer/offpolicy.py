@@ -152,6 +152,7 @@ class OffPolicy:
             steps=steps,
             model=self.actor,
             context_blocks=max(self.actor.config.num_layers, self.critic.config.num_layers),
+            recent_fraction=required(self.hp.recent_fraction),
             version=version,
             device=self.device,
         )
@@ -286,7 +287,7 @@ class OffPolicy:
             torch.autograd.grad(loss, optimizer.parameters, allow_unused=True, materialize_grads=True)
             for loss, optimizer in losses
         ]
-        rates = (rate * self.hp.critic_lr_factor, rate)
+        rates = (rate * required(self.hp.critic_lr_factor), rate)
         norms = [
             optimizer.step(gradient, own_rate)
             for (_, optimizer), gradient, own_rate in zip(losses, gradients, rates, strict=True)

@@ -134,7 +134,7 @@ class PPO:
         rate = self._rate(progress)
         for name, loss, optimizer, factor in (
             ("actor", actor_loss, self.actor_optimizer, 1.0),
-            ("critic", critic_loss, self.critic_optimizer, self.hp.critic_lr_factor),
+            ("critic", critic_loss, self.critic_optimizer, required(self.hp.critic_lr_factor)),
         ):
             gradients = torch.autograd.grad(loss, optimizer.parameters, allow_unused=True, materialize_grads=True)
             norm = optimizer.step(gradients, rate * factor)

@@ -15,6 +15,8 @@ from agentgpt_remote.policy.trunk import window_mask
 from agentgpt_remote.trainer.sampler import read_tokens
 from agentgpt_remote.trainer.streams import StreamStore
 
+RECENT_STEPS = 4096
+
 
 class Replay(NamedTuple):
     """C sequences of T tokens to train on and one more, with context before them.
@@ -81,10 +83,11 @@ def draw(
     steps: int,
     model: SequenceModel,
     context_blocks: int,
+    recent_fraction: float,
     version: int,
     device: torch.device,
 ) -> Replay:
-    """Draw sequences uniformly over the tokens that are held.
+    """Draw sequences from the tokens that are held, a part of them from the newest only.
 
     Args:
         store: the streams; at least one token is completed.
@@ -93,13 +96,18 @@ def draw(
         steps: tokens to train on in each.
         model: whose encoder prepares the tokens.
         context_blocks: attention windows of context.
+        recent_fraction: part of the sequences that is drawn from the newest ``RECENT_STEPS`` tokens of all streams
+            together; what the policy does now would else be ever rarer in a batch.
         version: the policy's version now.
         device: where the tensors go.
     """
     held = held_tokens(store)
     stream = rng.choice(store.num_streams, sequences, p=held / held.sum())
-    room = np.maximum(held[stream] - steps, 0) + 1
-    begin = store.position[stream] - held[stream] + (rng.random(sequences) * room).astype(np.int64)
+    reach = held[stream]
+    newest = slice(0, round(recent_fraction * sequences))
+    reach[newest] = np.minimum(reach[newest], max(RECENT_STEPS // store.num_streams, steps))
+    room = np.maximum(reach - steps, 0) + 1
+    begin = store.position[stream] - reach + (rng.random(sequences) * room).astype(np.int64)
     attention = model.config.max_input_states
     context = context_blocks * attention
     length = context + -(-(steps + 1) // attention) * attention

@@ -56,6 +56,7 @@ def test_drawn_sequences_are_what_was_stored(model: PolicyModel, capacity: int) 
         steps=6,
         model=model,
         context_blocks=2,
+        recent_fraction=0.0,
         version=3,
         device=torch.device("cpu"),
     )
@@ -70,6 +71,18 @@ def test_drawn_sequences_are_what_was_stored(model: PolicyModel, capacity: int) 
     assert (replay.cut[replay.terminated.bool()] == 1).all()
     ended = np.isin(replay.reward[replay.terminated.bool()].numpy(), store.reward[store.terminated].astype(np.float32))
     assert ended.all()
+
+
+def test_part_of_a_batch_is_of_the_newest_steps(model: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentgpt_remote.trainer.replay.RECENT_STEPS", 30)
+    store = StreamStore(3, 256, 3, 1)
+    fill(store, model, [200, 200, 200], seed=0)
+    store.reward[:] = np.arange(256)
+    given = {"steps": 6, "model": model, "context_blocks": 2, "version": 0, "device": torch.device("cpu")}
+    replay = draw(store, np.random.default_rng(1), sequences=400, recent_fraction=0.25, **given)
+    recent = (replay.reward >= 190).all(-1)
+    assert recent[:100].all()
+    assert float(recent[100:].float().mean()) < 0.1
 
 
 def test_twin_critics_share_nothing_and_tell_actions_apart() -> None:
