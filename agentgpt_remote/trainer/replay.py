@@ -83,6 +83,7 @@ def draw(
     context_blocks: int,
     version: int,
     device: torch.device,
+    newest: bool = False,
 ) -> Replay:
     """Draw sequences uniformly over the tokens that are held.
 
@@ -95,11 +96,13 @@ def draw(
         context_blocks: attention windows of context.
         version: the policy's version now.
         device: where the tensors go.
+        newest: the last tokens of the streams instead.
     """
     held = held_tokens(store)
     stream = rng.choice(store.num_streams, sequences, p=held / held.sum())
     room = np.maximum(held[stream] - steps, 0) + 1
-    begin = store.position[stream] - held[stream] + (rng.random(sequences) * room).astype(np.int64)
+    later = room - 1 if newest else (rng.random(sequences) * room).astype(np.int64)
+    begin = store.position[stream] - held[stream] + later
     attention = model.config.max_input_states
     context = context_blocks * attention
     length = context + -(-(steps + 1) // attention) * attention
