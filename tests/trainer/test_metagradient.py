@@ -277,6 +277,48 @@ def test_learned_values_are_logged_and_a_stopped_run_goes_on_exactly(
     assert 1 / (1 - 0.99) / 4 <= 1 / (1 - last["train/gamma"]) <= 4 / (1 - 0.99)
 
 
+def watched(monkeypatch: pytest.MonkeyPatch, module: str) -> list[dict[str, Any]]:
+    """Return what meta-gradients of a run are taken of, as they are."""
+    calls: list[dict[str, Any]] = []
+
+    def watch(parameters: Any, **told: Any) -> list[float]:
+        outer = told["outer_loss"]()
+        calls.append({**told, "gradient": meta_gradient(parameters, **told), "outer": outer})
+        return list(calls[-1]["gradient"])
+
+    monkeypatch.setattr(f"agentgpt_remote.trainer.{module}.meta_gradient", watch)
+    return calls
+
+
+def test_ppo_takes_the_surrogate_of_fresh_data_where_it_was_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = watched(monkeypatch, "ppo")
+    run(tmp_path, pendulum, **LEARNED)
+    assert len(calls) == 8  # one for each rollout: none ends within the first tenth
+    for call in calls:
+        used = call["tangents"][0] != 0.0
+        assert call["score"].shape == (8, 16)  # half of four agents' four chunks
+        torch.testing.assert_close(call["score"][used], torch.ones(int(used.sum())), atol=1e-3, rtol=0)
+        assert float(call["tangents"][1].abs().sum()) > 0.0
+        assert all(value != 0.0 for value in call["gradient"])
+
+
+@pytest.mark.parametrize("make", [Echo, pendulum])
+def test_offpolicy_takes_the_critics_error_every_eight_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], gym.Env[Any, Any]]
+) -> None:
+    calls = watched(monkeypatch, "offpolicy")
+    run(tmp_path, make, **{**LEARNED, **OFF_POLICY, "max_steps": 500})
+    trained = last_state(tmp_path)["learner"]["updates"]
+    assert trained // 8 - 2 <= len(calls) <= trained // 8
+    for call in calls:
+        assert call["score"].shape == (2, 8, 7)
+        assert call["tangents"][0].shape == (8, 7)
+        assert all(math.isfinite(value) and value != 0.0 for value in call["gradient"])
+        assert math.isfinite(call["outer"].item())
+
+
 def test_nothing_moves_in_the_first_tenth_of_a_run(tmp_path: Path) -> None:
     run(tmp_path, Echo, **{**LEARNED, "rollout_steps": 64, "max_steps": 1000})
     rows = list(read_metrics(tmp_path / "metrics.jsonl"))
