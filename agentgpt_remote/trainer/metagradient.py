@@ -25,7 +25,7 @@ _STEP = 1e-3  # of the differences that targets are differentiated by, in units 
 
 
 class _Numbers(Protocol):
-    """What differences can be taken of: arrays and tensors, in double precision."""
+    """What differences are taken of: arrays and tensors, in double precision."""
 
     def __sub__(self, other: Any, /) -> Any: ...
 
