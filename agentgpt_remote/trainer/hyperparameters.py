@@ -90,6 +90,7 @@ _RANGES = {
     "max_grad_norm": _POSITIVE,
     "gamma_init": _UNIT,
     "lambda_init": _UNIT,
+    "meta_lr": _Range(0, 1, open_low=True),
     "clip_range": _POSITIVE,
     "target_kl": _POSITIVE,
     "entropy_coef": _Range(0),
@@ -155,8 +156,11 @@ class Hyperparameters:
         lr_warmup_updates: gradient steps over which the learning rate first rises.
         critic_lr_factor: the critic's learning rate as a multiple of the actor's.
         max_grad_norm: gradients of the actor and of the critic are clipped to this norm each.
-        gamma_init: discount factor.
-        lambda_init: decay of the generalised advantage estimate.
+        gamma_init: discount factor, or where it begins.
+        lambda_init: decay of the generalised advantage estimate, or of Retrace's traces, or where it begins.
+        learn_gamma: learn the discount factor by meta-gradient, within a quarter and four times its first horizon.
+        learn_lambda: learn the decay likewise, within a quarter and four times its first odds.
+        meta_lr: learning rate of both, of the logarithms of horizon and odds.
         clip_range: clip of the probability ratio.
         target_kl: an epoch whose mean KL divergence from the acting policy exceeds this is the update's last.
         entropy_coef: first weight of the entropy bonus; it falls linearly to 0 over ``max_steps``.
@@ -215,6 +219,9 @@ class Hyperparameters:
     max_grad_norm: float | None = None
     gamma_init: float = 0.99
     lambda_init: float | None = None
+    learn_gamma: bool = False
+    learn_lambda: bool = False
+    meta_lr: float = 1e-3
     clip_range: float = 0.2
     target_kl: float = 0.03
     entropy_coef: float | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,14 @@ from torch import Tensor
 from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.policy.model import PolicyModel, ValueModel
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters, required
+from agentgpt_remote.trainer.metagradient import DiscountTuner, meta_gradient
 from agentgpt_remote.trainer.optimizer import FlatAdam
 from agentgpt_remote.trainer.sampler import Chunks, Window, cut_chunks, window_values
 from agentgpt_remote.trainer.schedules import learning_rate
 from agentgpt_remote.trainer.streams import StreamStore
-from agentgpt_remote.trainer.targets import Batch, RewardScaling, ValueScale, make_targets
+from agentgpt_remote.trainer.targets import Batch, Float64, RewardScaling, Targets, ValueScale, make_targets
+
+_TUNED_STEPS = 2048  # of a rollout that gamma and lambda are learned from
 
 
 class PPO:
@@ -30,10 +35,12 @@ class PPO:
 
     Attributes:
         updates: gradient steps taken.
+        tuner: gamma and lambda.
     """
 
     def __init__(self, actor: PolicyModel, critic: ValueModel, hyperparameters: Hyperparameters, seed: int) -> None:
         self.actor, self.critic, self.hp = actor, critic, hyperparameters
+        self.tuner = DiscountTuner(hyperparameters, critic)
         self.value_scale = ValueScale()
         self.device = actor.log_std.device
         self.value_scale.to(self.device)
@@ -68,22 +75,63 @@ class PPO:
         blocks = max(self.actor.config.num_layers, self.critic.config.num_layers)
         chunks = cut_chunks(store, window, required(self.hp.chunk_steps), self.actor, blocks, self.device)
         scaled = window_values(store, window, chunks, self.critic, self.device)
-        targets = make_targets(
+        targets_of = partial(
+            make_targets,
             store,
             window,
             scaled * self.value_scale.std.item() + self.value_scale.mean.item(),
             scaling=RewardScaling(reward_scale, reward_clip),
-            gamma=self.hp.gamma_init,
-            lambda_=required(self.hp.lambda_init),
             version=version,
         )
+        targets = targets_of(gamma=self.tuner.gamma, lambda_=self.tuner.lambda_)
         batch = targets.batch(store, window, chunks, self.device)
+        if self.tuner.due(progress):
+            self._tune(targets_of, chunks, batch, progress)
         fresh = torch.from_numpy(targets.value_target[targets.trained]).float()
         self.value_scale.update(fresh.to(self.device), self.critic.head)
         metrics = targets.metrics()
         store.trained[:] = store.position
         metrics |= self._epochs(chunks, batch, progress)
         return metrics | {"train/trained_tokens": metrics["train/epochs"] * float(targets.trained.sum())}
+
+    def _tune(self, targets_of: Callable[..., Targets], chunks: Chunks, batch: Batch, progress: float) -> None:
+        """Move gamma and lambda for the next rollout, by how training on some agents would do for the others."""
+        inner, outer = self._halves(chunks)
+        if not outer.numel():
+            return
+
+        def advantage(gamma: float, lambda_: float) -> Float64:
+            return targets_of(gamma=gamma, lambda_=lambda_).normalised_advantage()
+
+        def part(values: Float64, index: Tensor) -> Tensor:
+            rows = index.cpu().numpy()
+            picked = values[chunks.stream[rows][:, None], chunks.column[rows]]
+            weight = batch.weight[index]
+            return torch.from_numpy(picked).float().to(self.device) * weight / weight.sum().clamp(min=1.0)
+
+        def ratio(index: Tensor) -> Tensor:
+            distribution = self.actor.distribution(chunks.outputs(self.actor, index), batch.allowed(index))
+            return (distribution.log_prob(batch.action[index]) - batch.log_prob[index]).exp()
+
+        wanted = part(advantage(*self.tuner.fixed), outer)
+        score = ratio(inner)
+        gradient = meta_gradient(
+            self.actor_optimizer.parameters,
+            inner_loss=-(part(advantage(self.tuner.gamma, self.tuner.lambda_), inner) * score).sum(),
+            score=score,
+            tangents=[part(tangent, inner) for tangent in self.tuner.tangents(advantage)],
+            outer_loss=lambda: -(wanted * ratio(outer)).sum(),
+            step=self._rate(progress),
+        )
+        self.tuner.follow(gradient)
+
+    def _halves(self, chunks: Chunks) -> tuple[Tensor, Tensor]:
+        """Return chunks of some agents and of others at random; those of one agent are split in time."""
+        order = self.rng.permutation(chunks.stream.max() + 1)
+        rows = np.argsort(order[chunks.stream], kind="stable")
+        half = min(len(rows) // 2, max(1, _TUNED_STEPS // (2 * chunks.steps)))
+        index = torch.from_numpy(rows).to(self.device)
+        return index[:half], index[len(rows) - half :]
 
     def _epochs(self, chunks: Chunks, batch: Batch, progress: float) -> dict[str, float]:
         count, steps = chunks.column.shape
@@ -154,6 +202,7 @@ class PPO:
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "updates": self.updates,
+            "tuner": self.tuner.state_dict(),
             "rng": self.rng.bit_generator.state,
         }
 
@@ -165,4 +214,5 @@ class PPO:
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.updates = int(state["updates"])
+        self.tuner.load_state_dict(state.get("tuner", {}))
         self.rng.bit_generator.state = state["rng"]

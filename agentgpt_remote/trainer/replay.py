@@ -84,6 +84,7 @@ def draw(
     model: SequenceModel,
     context_blocks: int,
     recent_fraction: float,
+    recent_steps: int = RECENT_STEPS,
     version: int,
     device: torch.device,
 ) -> Replay:
@@ -96,8 +97,9 @@ def draw(
         steps: tokens to train on in each.
         model: whose encoder prepares the tokens.
         context_blocks: attention windows of context.
-        recent_fraction: part of the sequences that is drawn from the newest ``RECENT_STEPS`` tokens of all streams
-            together; what the policy does now would else be ever rarer in a batch.
+        recent_fraction: part of the sequences that is drawn from the newest tokens only; what the policy does now would
+            else be ever rarer in a batch.
+        recent_steps: how many these are, of all streams together; at least one sequence of each.
         version: the policy's version now.
         device: where the tensors go.
     """
@@ -105,7 +107,7 @@ def draw(
     stream = rng.choice(store.num_streams, sequences, p=held / held.sum())
     reach = held[stream]
     newest = slice(0, round(recent_fraction * sequences))
-    reach[newest] = np.minimum(reach[newest], max(RECENT_STEPS // store.num_streams, steps))
+    reach[newest] = np.minimum(reach[newest], max(recent_steps // store.num_streams, steps))
     room = np.maximum(reach - steps, 0) + 1
     begin = store.position[stream] - reach + (rng.random(sequences) * room).astype(np.int64)
     attention = model.config.max_input_states

@@ -239,7 +239,7 @@ class TrainingSession:
     def _sizes(self) -> dict[str, Any]:
         """Return what a checkpoint's weights must agree with."""
         sizes = ("num_layers", "critic_num_layers", "d_model", "num_heads", "max_input_states")
-        names = ("algorithm", "gpt_type", *sizes)
+        names = ("algorithm", "gpt_type", *sizes, "learn_gamma", "learn_lambda")
         return {name: getattr(self.hp, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -248,7 +248,7 @@ class TrainingSession:
         Raises:
             ConfigError: the checkpoint is of a model of other sizes, or of another environment.
         """
-        saved = {"gpt_type": "llama", **state["model"]}
+        saved = {"gpt_type": "llama", "learn_gamma": False, "learn_lambda": False, **state["model"]}
         for name, value in self._sizes().items():
             if saved.get(name) != value:
                 raise ConfigError(

@@ -112,11 +112,10 @@ class Targets:
 
     def batch(self, store: StreamStore, window: Window, chunks: Chunks, device: torch.device) -> Batch:
         """Return the targets of chunks as tensors."""
-        used = self.advantage[self.trained]
         arrays: tuple[NDArray[Any], ...] = (
             window.gather(store, store.action),
             window.gather(store, store.log_prob),
-            (self.advantage - used.mean()) / (used.std() + 1e-8),
+            self.normalised_advantage(),
             self.value_target,
             self.trained,
         )
@@ -128,6 +127,12 @@ class Targets:
             masks = window.gather(store, store.action_mask)[rows, chunks.column]
             allowed = torch.from_numpy(masks).to(device)
         return Batch(*(torch.from_numpy(part).to(device) for part in parts))._replace(action_mask=allowed)
+
+    def normalised_advantage(self) -> Float64:
+        """Return the advantages in units of their deviation over what is trained on, around their mean there."""
+        used = self.advantage[self.trained]
+        normalised: Float64 = (self.advantage - used.mean()) / (used.std() + 1e-8)
+        return normalised
 
     def metrics(self) -> dict[str, float]:
         """Return how well values explain returns, and the policy's lag in updates."""

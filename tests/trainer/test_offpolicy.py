@@ -73,12 +73,18 @@ def test_drawn_sequences_are_what_was_stored(model: PolicyModel, capacity: int) 
     assert ended.all()
 
 
-def test_part_of_a_batch_is_of_the_newest_steps(model: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentgpt_remote.trainer.replay.RECENT_STEPS", 30)
+def test_part_of_a_batch_is_of_the_newest_steps(model: PolicyModel) -> None:
     store = StreamStore(3, 256, 3, 1)
     fill(store, model, [200, 200, 200], seed=0)
     store.reward[:] = np.arange(256)
-    given = {"steps": 6, "model": model, "context_blocks": 2, "version": 0, "device": torch.device("cpu")}
+    given = {
+        "steps": 6,
+        "recent_steps": 30,
+        "model": model,
+        "context_blocks": 2,
+        "version": 0,
+        "device": torch.device("cpu"),
+    }
     replay = draw(store, np.random.default_rng(1), sequences=400, recent_fraction=0.25, **given)
     recent = (replay.reward >= 190).all(-1)
     assert recent[:100].all()
