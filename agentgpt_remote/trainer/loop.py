@@ -214,7 +214,8 @@ class _Run:
         self.evaluator = Evaluator(
             self.session.model, hosts.lanes, self.hp, env_steps=resumed_at or 0, should_stop=self.stop.is_set
         )
-        lanes = [name for names in self.ranks.share([lane.name for lane in hosts.lanes]) for name in names]
+        own = [lane.name if self.ranks.size == 1 else f"rank-{self.ranks.rank}/{lane.name}" for lane in hosts.lanes]
+        lanes = [name for names in self.ranks.share(own) for name in names]
         if self.ranks.leads:
             self._write_config(reason, lanes, num_agents=sum(agents))
             self.reporter = Reporter(self.run_dir, self.hp, resumed_at=resumed_at)
