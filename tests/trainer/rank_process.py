@@ -160,6 +160,7 @@ def run(run_dir: str, *changes: str) -> None:
     values = {name: float(value) for name, _, value in (change.partition("=") for change in changes)}
     whole: dict[str, Any] = {name: int(value) if value.is_integer() else value for name, value in values.items()}
     count = whole.pop("cartpole", 0)
+    whole |= {"algorithm": "offpolicy", "rollout_steps": None} if whole.pop("offpolicy", 0) else {}
     bad_step = whole.pop("bad_step", None)
     bad_step = bad_step if os.environ["RANK"] == "1" else None
     envs = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * count if count else [lambda: Echo(bad_step)] * 4)

@@ -167,6 +167,25 @@ def test_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path: Path) -> None:
     assert last in names(tmp_path / "checkpoints") & names(tmp_path / "checkpoints" / "rank-1")
 
 
+def test_off_policy_ranks_that_are_stopped_and_resumed_equal_those_that_were_not(tmp_path: Path) -> None:
+    chosen = ("max_steps=1600", "offpolicy=1", "batch_size=64", "replay_ratio=2", "learning_starts=200")
+    processes = start("run", tmp_path / "parts", *chosen)
+    wait_until(lambda: bool(names(tmp_path / "parts" / "checkpoints" / "rank-1")), TIMEOUT_S, "a checkpoint")
+    processes[1].terminate()
+    assert [code for code, _, _ in finish(processes)] == [0, 0]
+    assert json.loads((tmp_path / "parts" / "result.json").read_text())["stopped"]
+    for name in ("parts", "whole"):
+        succeed("run", tmp_path / name, *chosen)
+    for folder in ("checkpoints", "checkpoints/rank-1"):
+        files = [max((tmp_path / name / folder).glob("step-*.pt")) for name in ("parts", "whole")]
+        states = [load_checkpoint(path) for path in files]
+        same_bits(*({name: state[name] for name in state.keys() - CLOCK} for state in states))
+    assert stable(tmp_path / "parts") == stable(tmp_path / "whole") != []
+    learner = load_checkpoint(max((tmp_path / "whole" / "checkpoints").glob("step-*.pt")))["learner"]
+    # Every step is trained on twice, 64 of each rank at a time; autoreset tokens count as well.
+    assert 1400 * 2 / 128 < learner["updates"] < 1600 * 2 / 128 * 9 / 8
+
+
 def test_failure_of_one_rank_ends_all_with_a_checkpoint(tmp_path: Path) -> None:
     ended = finish(start("run", tmp_path, f"max_steps={10**6}", "bad_step=300"))
     assert [code for code, _, _ in ended] == [1, 1]
