@@ -135,6 +135,9 @@ def join_ranks() -> Iterator[Ranks]:
     # A wait for GPUs then ends with an error at its deadline, where the whole process would be ended otherwise.
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    local_rank = int(os.environ.get("LOCAL_RANK") or 0)
+    if gpus and local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank)
     timeout_s = _timeout_s()
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(seconds=timeout_s))

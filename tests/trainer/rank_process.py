@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 
-from agentgpt_remote.errors import TrainingFailed
+from agentgpt_remote.errors import AgentGPTError
 from agentgpt_remote.policy.distributions import JointDistribution
 from agentgpt_remote.policy.encoder import TokenInputs
 from agentgpt_remote.policy.model import PolicyModel, ValueModel
@@ -156,16 +156,21 @@ def learners(out: str) -> None:
 
 
 def run(run_dir: str, *changes: str) -> None:
-    """Train on Echo, which fails after ``bad_step=N`` on rank 1, or on CartPole-v1, ``cartpole=N`` times."""
+    """Train on Echo, or on CartPole-v1 ``cartpole=N`` times.
+
+    On rank 1 ``bad_step=N`` makes Echo fail after N steps, and ``unopened=1`` names a host that is not there.
+    """
     values = {name: float(value) for name, _, value in (change.partition("=") for change in changes)}
     whole: dict[str, Any] = {name: int(value) if value.is_integer() else value for name, value in values.items()}
     count = whole.pop("cartpole", 0)
     whole |= {"algorithm": "offpolicy", "rollout_steps": None} if whole.pop("offpolicy", 0) else {}
-    bad_step = whole.pop("bad_step", None)
-    bad_step = bad_step if os.environ["RANK"] == "1" else None
+    bad_step, unopened = whole.pop("bad_step", None), whole.pop("unopened", 0)
+    if os.environ["RANK"] != "1":
+        bad_step = unopened = None
     envs = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * count if count else [lambda: Echo(bad_step)] * 4)
+    given: list[Any] = ["ws://127.0.0.1:9", "ws://127.0.0.1:9"] if unopened else [envs]
     told = {"torch_threads": 1, "use_tensorboard": False} if count else SMALL
-    result = train(Hyperparameters(**{**told, **whole, "resume_training": True}), run_dir=run_dir, envs=[envs])
+    result = train(Hyperparameters(**{**told, **whole, "resume_training": True}), run_dir=run_dir, envs=given)
     sys.stdout.write(f"{result.env_steps} {result.episode_return}\n")
 
 
@@ -173,7 +178,7 @@ def main() -> int:
     what, *arguments = sys.argv[1:]
     try:
         {"learners": learners, "run": run}[what](*arguments)
-    except TrainingFailed as error:
+    except AgentGPTError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
     return 0

@@ -35,10 +35,11 @@ CLOCK = {"wall_s", "resumes", "best_saved"}  # best_saved tells which checkpoint
 Started = list[subprocess.Popen[str]]
 
 
-def start(*arguments: Any, size: int = 2) -> Started:
+def start(*arguments: Any, size: int = 2, timeout_s: float = 60.0) -> Started:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), TIMEOUT_VARIABLE: "60"}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    where[TIMEOUT_VARIABLE] = str(timeout_s)
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.trainer.rank_process", *map(str, arguments)],
@@ -143,6 +144,19 @@ def test_rank_that_is_killed_ends_the_others_and_the_run_goes_on_as_if_nothing_h
     assert stable(whole) == stable(tmp_path)
 
 
+def test_rank_that_hangs_ends_the_others_at_the_deadline(tmp_path: Path) -> None:
+    first, second = start("run", tmp_path, f"max_steps={10**6}", timeout_s=15.0)
+    wait_until(lambda: bool(names(tmp_path / "checkpoints" / "rank-1")), TIMEOUT_S, "a checkpoint")
+    second.send_signal(signal.SIGSTOP)
+    try:
+        ((code, _, error),) = finish([first])
+    finally:
+        second.kill()
+        second.communicate()
+    assert code == 1
+    assert "did not answer for 15 s" in error
+
+
 def test_run_goes_on_with_another_number_of_ranks(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     before = json.loads((tmp_path / "result.json").read_text())
@@ -184,6 +198,13 @@ def test_off_policy_ranks_that_are_stopped_and_resumed_equal_those_that_were_not
     learner = load_checkpoint(max((tmp_path / "whole" / "checkpoints").glob("step-*.pt")))["learner"]
     # Every step is trained on twice, 64 of each rank at a time; autoreset tokens count as well.
     assert 1400 * 2 / 128 < learner["updates"] < 1600 * 2 / 128 * 9 / 8
+
+
+def test_rank_that_fails_before_training_ends_the_others(tmp_path: Path) -> None:
+    ended = finish(start("run", tmp_path, f"max_steps={10**6}", "unopened=1"))
+    assert [code for code, _, _ in ended] == [1, 1]
+    assert ended[0][2].splitlines()[-1].startswith("RankLost: rank 0 of 2 waited for the others in vain")
+    assert "HostUnreachable" in ended[1][2]
 
 
 def test_failure_of_one_rank_ends_all_with_a_checkpoint(tmp_path: Path) -> None:
