@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 TIMEOUT_VARIABLE = "AGENTGPT_RANK_TIMEOUT_S"
 _TIMEOUT_S = 600.0
 _APART = 1_000_000_007
+_SHORT = 1016
 _T = TypeVar("_T")
 
 
@@ -178,17 +179,22 @@ class TorchRanks(Ranks):
 
     def share(self, value: Any) -> list[Any]:
         """Return every rank's value, in their order; see :meth:`Ranks.share`."""
+        data = json.dumps(value).encode()
+        # What is short needs one message: its length, then the text.
+        heads = self._gather(len(data).to_bytes(8, "big") + data[:_SHORT], 8 + _SHORT)
+        lengths = [int.from_bytes(head[:8], "big") for head in heads]
+        texts = [head[8:] for head in heads] if max(lengths) <= _SHORT else self._gather(data, max(lengths))
+        return [json.loads(text[:length]) for text, length in zip(texts, lengths, strict=True)]
+
+    def _gather(self, data: bytes, length: int) -> list[bytes]:
+        """Return every rank's bytes, filled up to a length."""
         import torch
 
-        data = json.dumps(value).encode()
+        own = torch.frombuffer(bytearray(data.ljust(length)), dtype=torch.uint8)
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
         with self._answered():
-            lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-            self._dist.all_gather(lengths, torch.tensor([len(data)]))
-            longest = max(int(length) for length in lengths)
-            texts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-            own = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8)
-            self._dist.all_gather(texts, own)
-        return [json.loads(text.numpy().tobytes()) for text in texts]
+            self._dist.all_gather(gathered, own)
+        return [each.numpy().tobytes() for each in gathered]
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Return the sum of the ranks' tensors; see :meth:`Ranks.sum_`."""
