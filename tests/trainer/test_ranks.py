@@ -216,11 +216,11 @@ def test_failure_of_one_rank_ends_all_with_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_cartpole_is_learned_by_two_ranks_as_by_one_process_with_the_doubled_batch(tmp_path: Path) -> None:
-    both = succeed("run", tmp_path / "two", "max_steps=24000", "cartpole=8")[0]
+    both = succeed("run", tmp_path / "two", "max_steps=16000", "cartpole=8")[0]
     doubled = ("cartpole=16", "rollout_steps=2048", "batch_size=512")
-    alone = succeed("run", tmp_path / "one", "max_steps=24000", *doubled, size=1)[0]
+    alone = succeed("run", tmp_path / "one", "max_steps=16000", *doubled, size=1)[0]
     returns = [float(output.split()[1]) for output in (both, alone)]
-    assert min(returns) > 150, returns  # 22 at random
+    assert min(returns) > 90, returns  # 22 at random
 
 
 def test_torchrun_trains_from_the_command_line(tmp_path: Path) -> None:
