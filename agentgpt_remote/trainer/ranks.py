@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_VARIABLE = "AGENTGPT_RANK_TIMEOUT_S"
 _TIMEOUT_S = 600.0
+_SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _APART = 1_000_000_007
 _SHORT = 1016
 _T = TypeVar("_T")
@@ -124,7 +125,7 @@ def join_ranks() -> Iterator[Ranks]:
         ConfigError: AGENTGPT_RANK_TIMEOUT_S is not a number of seconds.
         RankLost: the others did not come.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1 or "RANK" not in os.environ:
+    if not all(os.environ.get(name) for name in _SET_BY_TORCHRUN) or os.environ["WORLD_SIZE"] == "1":
         yield ALONE
         return
     import torch

@@ -170,6 +170,19 @@ def test_run_goes_on_with_another_number_of_ranks(whole: Path, tmp_path: Path) -
     assert names(tmp_path / "checkpoints") == names(tmp_path / "checkpoints" / "rank-2")
 
 
+def test_damaged_part_of_one_rank_takes_all_back_to_the_checkpoint_before(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    last, before = sorted(names(tmp_path / "checkpoints"), reverse=True)[:2]
+    damaged = tmp_path / "checkpoints" / "rank-1" / last
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    ended = finish(start("run", tmp_path, f"max_steps={MAX_STEPS}"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert f"going on from {before}" in ended[0][2]
+    assert "rank-1" in ended[0][2]
+    states = [load_checkpoint(run_dir / "checkpoints" / last) for run_dir in (whole, tmp_path)]
+    same_bits(*({name: state[name] for name in state.keys() - CLOCK} for state in states))
+
+
 def test_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path: Path) -> None:
     processes = start("run", tmp_path, f"max_steps={10**6}")
     wait_until(lambda: bool(names(tmp_path / "checkpoints" / "rank-1")), TIMEOUT_S, "a checkpoint")
@@ -296,6 +309,10 @@ def test_steps_of_a_run_are_divided_by_agents_and_end_at_its_last_step(agents: t
 
 def test_process_that_torchrun_did_not_start_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
+    for name, value in {"WORLD_SIZE": "2", "MASTER_PORT": "29500", "MASTER_ADDR": "127.0.0.1"}.items():
+        with join_ranks() as ranks:
+            assert ranks is ALONE
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "1")
     with join_ranks() as ranks:
         assert ranks is ALONE
