@@ -110,11 +110,14 @@ _RANGES = {
 class Hyperparameters:
     """What to learn on, and how. A field that is None is resolved when training starts, shown and saved.
 
+    Under torchrun sizes are those of each rank (environments, rollout, batch, replay), ``max_steps`` and
+    ``learning_starts`` those of all together.
+
     Attributes:
         env_id: source of the environment, hosted by a process of its own on this machine.
         env_hosts: hosts to train on instead, by name.
         env_kwargs: keyword arguments of the environment.
-        num_envs: environments of the host that is started for ``env_id``.
+        num_envs: environments of the host that is started for ``env_id``; of several ranks each starts one.
         lanes_per_host: sessions that a host's environments are split over, so that one steps while another is acted
             on: pays only where a step of a few environments takes longer than acting, about 0.5 ms.
         max_steps: environment steps of the run, all agents together.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from agentgpt_remote.policy.model import SequenceModel
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters, required
 from agentgpt_remote.trainer.optimizer import FlatAdam
+from agentgpt_remote.trainer.ranks import ALONE, Ranks
 
 FROZEN_FRACTION = 0.1
 LIMIT = math.log(4.0)  # a horizon, or the odds of a decay, stay within a quarter and four times their first value
@@ -43,12 +44,14 @@ class DiscountTuner:
     Args:
         hyperparameters: resolved; those that are learned begin at ``gamma_init`` and ``lambda_init``.
         critic: told of the horizon where gamma is learned: its encoder is replaced by one that sees it.
+        ranks: whose meta-gradients are averaged.
 
     Attributes:
         skipped: meta-gradients that were not finite, and changed nothing.
     """
 
-    def __init__(self, hyperparameters: Hyperparameters, critic: SequenceModel) -> None:
+    def __init__(self, hyperparameters: Hyperparameters, critic: SequenceModel, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self._gamma, self._lambda = hyperparameters.gamma_init, required(hyperparameters.lambda_init)
         learned = {"gamma": hyperparameters.learn_gamma, "lambda": hyperparameters.learn_lambda}
         self.names = [name for name, wanted in learned.items() if wanted]
@@ -97,15 +100,22 @@ class DiscountTuner:
         return derivatives
 
     @torch.no_grad()
-    def follow(self, gradient: Sequence[float]) -> None:
+    def follow(self, gradient: Sequence[float] | None) -> None:
         """Take a step against the gradient of the outer loss, within the limits; skip and count one that isn't finite.
 
         Args:
-            gradient: for each offset that is learned.
+            gradient: for each offset that is learned; None where this rank had too little to take one from.
+
+        Raises:
+            RankLost: another rank has ended, or did not answer in time.
         """
         if self._optimizer is None:
             return
-        if not math.isfinite(self._optimizer.step([torch.tensor(gradient, dtype=torch.float32)], self.rate)):
+        known = [each for each in self._ranks.share(gradient) if each is not None]
+        if not known:
+            return
+        mean = torch.tensor(known, dtype=torch.float32).mean(0)
+        if not math.isfinite(self._optimizer.step([mean], self.rate)):
             self.skipped += 1
             return
         self._offsets.clamp_(-LIMIT, LIMIT)

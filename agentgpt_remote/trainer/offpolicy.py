@@ -26,6 +26,7 @@ from agentgpt_remote.trainer.critics import ActionCritic, DiscreteCritic
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters, required
 from agentgpt_remote.trainer.metagradient import DiscountTuner, meta_gradient
 from agentgpt_remote.trainer.optimizer import FlatAdam
+from agentgpt_remote.trainer.ranks import ALONE, Ranks
 from agentgpt_remote.trainer.replay import RECENT_STEPS, Replay, draw, held_tokens
 from agentgpt_remote.trainer.retrace import retrace_targets
 from agentgpt_remote.trainer.schedules import learning_rate
@@ -66,6 +67,7 @@ class OffPolicy:
         critic: the action values; :func:`make_critic` builds them.
         hyperparameters: resolved.
         seed: of the draws.
+        ranks: that learn together.
 
     Attributes:
         updates: gradient steps taken.
@@ -73,11 +75,16 @@ class OffPolicy:
     """
 
     def __init__(
-        self, actor: PolicyModel, critic: DiscreteCritic | ActionCritic, hyperparameters: Hyperparameters, seed: int
+        self,
+        actor: PolicyModel,
+        critic: DiscreteCritic | ActionCritic,
+        hyperparameters: Hyperparameters,
+        seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.actor, self.critic, self.hp = actor, critic, hyperparameters
+        self.actor, self.critic, self.hp, self.ranks = actor, critic, hyperparameters, ranks
         self.device = actor.log_std.device
-        self.tuner = DiscountTuner(hyperparameters, critic)
+        self.tuner = DiscountTuner(hyperparameters, critic, ranks)
         self.slow_critic = _frozen_copy(critic)
         self.slow_actor = _frozen_copy(actor)
         self._followers = [_Follower(self.slow_critic, critic), _Follower(self.slow_actor, actor)]
@@ -85,21 +92,21 @@ class OffPolicy:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.updates = 0
         self._credit = 0.0
-        self._scale = AdvantageScale()
+        self._scale = AdvantageScale(ranks)
         actions = actor.actions
         self._enumerates = isinstance(critic, DiscreteCritic)
         self._reparametrised = not (actions.binary_width or actions.category_sizes)
         first = 0.02 if self._reparametrised else 0.01
         self.log_alpha = torch.full((), math.log(first), device=self.device, requires_grad=True)
         norm = required(hyperparameters.max_grad_norm)
-        self.actor_optimizer = FlatAdam(actor.parameters(), max_norm=norm, betas=(0.9, 0.99))
-        self.critic_optimizer = FlatAdam(critic.parameters(), max_norm=norm, betas=(0.9, 0.99))
+        self.actor_optimizer = FlatAdam(actor.parameters(), max_norm=norm, betas=(0.9, 0.99), ranks=ranks)
+        self.critic_optimizer = FlatAdam(critic.parameters(), max_norm=norm, betas=(0.9, 0.99), ranks=ranks)
         self.alpha_optimizer = FlatAdam([nn.Parameter(self.log_alpha.detach())], max_norm=math.inf)
 
     def update(
         self, store: StreamStore, *, reward_scale: float, reward_clip: float, version: int, progress: float
     ) -> dict[str, float]:
-        """Take as many gradient steps as the tokens that are new in the store pay for.
+        """Take as many gradient steps as the tokens that are new in the stores of all ranks pay for.
 
         Args:
             store: the streams.
@@ -113,13 +120,15 @@ class OffPolicy:
 
         Raises:
             TrainingFailed: a loss or a gradient is not finite.
+            RankLost: another rank has ended, or did not answer in time.
         """
-        new = store.new_tokens()
+        told = self.ranks.share([store.new_tokens(), int(held_tokens(store).sum()), self._capacity(store)])
+        new, held, capacity = map(sum, zip(*told, strict=True))
         store.trained[:] = store.position
-        if int(held_tokens(store).sum()) < min(required(self.hp.learning_starts), self._capacity(store)):
+        if held < min(required(self.hp.learning_starts), capacity):
             return {}
         self._credit += new * required(self.hp.replay_ratio)
-        batch = required(self.hp.batch_size)
+        batch = required(self.hp.batch_size) * self.ranks.size
         rows: list[dict[str, float]] = []
         while self._credit >= batch:
             self._credit -= batch
@@ -127,7 +136,7 @@ class OffPolicy:
         if not rows:
             return {}
         means = {f"train/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        return means | {"train/trained_tokens": float(len(rows) * batch)}
+        return means | {"train/trained_tokens": float(len(rows) * required(self.hp.batch_size))}
 
     @staticmethod
     def _capacity(store: StreamStore) -> int:
@@ -137,6 +146,7 @@ class OffPolicy:
         self, store: StreamStore, reward_scale: float, reward_clip: float, version: int, progress: float
     ) -> dict[str, float]:
         replay = self.draw(store, version)
+        replay = replay._replace(total_weight=self.ranks.sum_(replay.total_weight))
         reward = (replay.reward * reward_scale).clamp(-reward_clip, reward_clip)
         weight = replay.normalised_weight()
         distribution = self.actor.distribution(replay.outputs(self.actor), replay.action_mask)
@@ -374,27 +384,30 @@ class OffPolicy:
         ]
         self._check(norms, critic_loss, actor_loss)
         with torch.no_grad():
-            mean_entropy = (entropy * weight).sum()
+            means = torch.stack([(entropy * weight).sum(), actor_loss, critic_loss, (taken * weight).sum()])
+            mean_entropy, policy_loss, value_loss, action_value = self.ranks.sum_(means)
             error = mean_entropy - self._wanted_entropy(replay)
             self.alpha_optimizer.step([self.log_alpha.exp() * error], _ALPHA_RATE * 10)
             self.log_alpha.copy_(self.alpha_optimizer.parameters[0].clamp_(-12.0, 1.0))
         self._scale.drift(float(error))
         return {
-            "policy_loss": actor_loss.item(),
-            "value_loss": critic_loss.item(),
+            "policy_loss": policy_loss.item(),
+            "value_loss": value_loss.item(),
             "entropy": mean_entropy.item(),
             "entropy_coef": alpha.item(),
-            "action_value": (taken * weight).sum().item(),
+            "action_value": action_value.item(),
         }
 
     def _wanted_entropy(self, replay: Replay) -> float:
         """Return the entropy that is held: of discrete columns a part of the largest that the masks leave."""
         actions, mask = self.actor.actions, replay.action_mask
         largest = sum(math.log(n) for n in actions.category_sizes)
-        if mask is not None:
-            columns = torch.split(mask[:, :-1], list(actions.category_sizes), -1)
-            left = torch.stack([column.sum(-1).clamp(min=1).log() for column in columns]).sum(0)
-            largest = float((left * replay.normalised_weight()).sum())
+        if mask is not None or self.ranks.size > 1:  # one rank may have met a mask, another none yet
+            left = torch.full_like(replay.weight, largest)
+            if mask is not None:
+                columns = torch.split(mask[:, :-1], list(actions.category_sizes), -1)
+                left = torch.stack([column.sum(-1).clamp(min=1).log() for column in columns]).sum(0)
+            largest = float(self.ranks.sum_((left * replay.normalised_weight()).sum()))
         largest += actions.binary_width * math.log(2)
         return self.hp.entropy_target * largest - float(actions.numeric_width)
 

@@ -16,6 +16,7 @@ from agentgpt_remote.policy.model import PolicyModel, ValueModel
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters, required
 from agentgpt_remote.trainer.metagradient import DiscountTuner, meta_gradient
 from agentgpt_remote.trainer.optimizer import FlatAdam
+from agentgpt_remote.trainer.ranks import ALONE, Ranks
 from agentgpt_remote.trainer.sampler import Chunks, Window, cut_chunks, window_values
 from agentgpt_remote.trainer.schedules import learning_rate
 from agentgpt_remote.trainer.streams import StreamStore
@@ -32,23 +33,31 @@ class PPO:
         critic: the value model.
         hyperparameters: resolved.
         seed: of the order of minibatches.
+        ranks: that learn together.
 
     Attributes:
         updates: gradient steps taken.
         tuner: gamma and lambda.
     """
 
-    def __init__(self, actor: PolicyModel, critic: ValueModel, hyperparameters: Hyperparameters, seed: int) -> None:
-        self.actor, self.critic, self.hp = actor, critic, hyperparameters
-        self.tuner = DiscountTuner(hyperparameters, critic)
+    def __init__(
+        self,
+        actor: PolicyModel,
+        critic: ValueModel,
+        hyperparameters: Hyperparameters,
+        seed: int,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.actor, self.critic, self.hp, self.ranks = actor, critic, hyperparameters, ranks
+        self.tuner = DiscountTuner(hyperparameters, critic, ranks)
         self.value_scale = ValueScale()
         self.device = actor.log_std.device
         self.value_scale.to(self.device)
         self.rng = np.random.default_rng(seed)
         self.updates = 0
         norm = required(hyperparameters.max_grad_norm)
-        self.actor_optimizer = FlatAdam(actor.parameters(), max_norm=norm)
-        self.critic_optimizer = FlatAdam(critic.parameters(), max_norm=norm)
+        self.actor_optimizer = FlatAdam(actor.parameters(), max_norm=norm, ranks=ranks)
+        self.critic_optimizer = FlatAdam(critic.parameters(), max_norm=norm, ranks=ranks)
 
     def _rate(self, progress: float) -> float:
         return learning_rate(self.hp, progress, self.updates)
@@ -70,6 +79,7 @@ class PPO:
 
         Raises:
             TrainingFailed: a loss or a gradient is not finite.
+            RankLost: another rank has ended, or did not answer in time.
         """
         window = Window.of(store)
         blocks = max(self.actor.config.num_layers, self.critic.config.num_layers)
@@ -84,20 +94,21 @@ class PPO:
             version=version,
         )
         targets = targets_of(gamma=self.tuner.gamma, lambda_=self.tuner.lambda_)
-        batch = targets.batch(store, window, chunks, self.device)
+        batch = targets.batch(store, window, chunks, self.device, self.ranks)
         if self.tuner.due(progress):
             self._tune(targets_of, chunks, batch, progress)
         fresh = torch.from_numpy(targets.value_target[targets.trained]).float()
-        self.value_scale.update(fresh.to(self.device), self.critic.head)
+        self.value_scale.update(fresh.to(self.device), self.critic.head, ranks=self.ranks)
         metrics = targets.metrics()
         store.trained[:] = store.position
         metrics |= self._epochs(chunks, batch, progress)
         return metrics | {"train/trained_tokens": metrics["train/epochs"] * float(targets.trained.sum())}
 
     def _tune(self, targets_of: Callable[..., Targets], chunks: Chunks, batch: Batch, progress: float) -> None:
-        """Move gamma and lambda for the next rollout, by how training on some agents would do for the others."""
+        """Move gamma and lambda for the next rollout, by how training on some agents would do for others here."""
         inner, outer = self._halves(chunks)
         if not outer.numel():
+            self.tuner.follow(None)
             return
 
         def advantage(gamma: float, lambda_: float) -> Float64:
@@ -136,7 +147,7 @@ class PPO:
     def _epochs(self, chunks: Chunks, batch: Batch, progress: float) -> dict[str, float]:
         count, steps = chunks.column.shape
         size = max(1, round(required(self.hp.batch_size) / steps))
-        parts = max(1, round(count / size))
+        parts = self._minibatches(count, size)
         sums: dict[str, float] = {}
         epochs = 0
         for _ in range(math.ceil(required(self.hp.replay_ratio))):
@@ -148,14 +159,26 @@ class PPO:
                 for name, value in self._minibatch(shuffled, targets, rows, progress).items():
                     sums[name] += value / parts
             epochs += 1
+            sums = self._of_all_ranks(sums)
             if sums["approx_kl"] > self.hp.target_kl:
                 break
         metrics = {f"train/{name}": value for name, value in sums.items()}
         return metrics | {"train/epochs": float(epochs), "train/learning_rate": self._rate(progress)}
 
+    def _minibatches(self, count: int, size: int) -> int:
+        """Return into how many minibatches all ranks cut their chunks: as many of them make one as ranks are there."""
+        counts, sizes = zip(*self.ranks.share([count, size]), strict=True)
+        parts: int = min(max(1, round(sum(counts) / sum(sizes))), *counts)
+        return parts
+
+    def _of_all_ranks(self, sums: dict[str, float]) -> dict[str, float]:
+        """Return the sums over all ranks of what each has summed over its own tokens."""
+        rows = self.ranks.share(sums)
+        return rows[0] if len(rows) == 1 else {name: sum(row[name] for row in rows) for name in sums}
+
     def _minibatch(self, chunks: Chunks, batch: Batch, index: slice, progress: float) -> dict[str, float]:
         weight = batch.weight[index]
-        weight = weight / weight.sum().clamp(min=1.0)
+        weight = weight / self.ranks.sum_(weight.sum()).clamp(min=1.0)
 
         distribution = self.actor.distribution(chunks.outputs(self.actor, index), batch.allowed(index))
         log_ratio = distribution.log_prob(batch.action[index]) - batch.log_prob[index]

@@ -32,6 +32,7 @@ class Replay(NamedTuple):
         cut: float (C, T): 1 where the next token belongs to another decision sequence, or was not decided.
         weight: float (C, T): 1 where a decision is to be trained on.
         lag: mean number of updates since the decisions.
+        total_weight: sum of the weights, of all ranks where there are several.
         action_mask: what was allowed, bool (C, T + 1, categories); None where nothing was ever masked.
     """
 
@@ -45,6 +46,7 @@ class Replay(NamedTuple):
     cut: Tensor
     weight: Tensor
     lag: float
+    total_weight: Tensor
     action_mask: Tensor | None = None
 
     def outputs(self, model: SequenceModel) -> Tensor:
@@ -61,7 +63,7 @@ class Replay(NamedTuple):
 
     def normalised_weight(self) -> Tensor:
         """Return the weights divided by their sum."""
-        return self.weight / self.weight.sum().clamp(min=1.0)
+        return self.weight / self.total_weight.clamp(min=1.0)
 
     @property
     def _padded(self) -> int:
@@ -147,5 +149,6 @@ def draw(
         cut=traces_end,
         weight=weight,
         lag=float(lag.mean()) if decided.any() else 0.0,
+        total_weight=weight.sum(),
         action_mask=allowed,
     )
