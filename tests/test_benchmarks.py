@@ -26,6 +26,8 @@ from benchmarks.contenders import Row, message_bytes
 from benchmarks.curves import write_curves
 from benchmarks.learning import Run, run_seed, summary
 from benchmarks.learning import main as learning
+from benchmarks.metagradient import TunedRun, row_of, verdict
+from benchmarks.metagradient import main as metagradient
 from benchmarks.remote_env import CARTPOLE, IMAGE, MEASURES, Setting, main
 from benchmarks.tasks import TASKS, Goal, Task
 from benchmarks.tcp_baseline import PingPong, answering, delaying, stepper
@@ -182,6 +184,36 @@ def test_learning_main_writes_table_pictures_and_json(tmp_path: Path, capsys: py
     assert (tmp_path / "out" / "cartpole-ppo.png").read_bytes().startswith(b"\x89PNG")
     assert report["runs"][0]["curve"]
     assert "| cartpole | 475" in capsys.readouterr().out
+
+
+def tuned(seed: int, learned: bool, steps: int, greedy: float) -> TunedRun:
+    values = {"task": "cartpole", "start": "default", "gamma": 0.99, "lambda_": 0.95, "wall_s": 1.0, "crossed": True}
+    return TunedRun(**values, seed=seed, learned=learned, steps=steps, greedy=greedy)
+
+
+def test_learned_values_help_where_they_are_faster_and_no_worse() -> None:
+    fixed = [tuned(seed, False, steps, 490) for seed, steps in enumerate((100, 200, 900))]
+    better = row_of(GOAL, [*fixed, *(tuned(seed, True, 150, 495) for seed in range(3))])
+    assert (better["steps fixed"], better["learned"], better["ratio"], better["helps"]) == (200, 150, 0.75, True)
+    worse = row_of(GOAL, [*fixed, *(tuned(seed, True, 150, 480) for seed in range(3))])
+    slower = row_of(GOAL, [*fixed, *(tuned(seed, True, 190, 495) for seed in range(3))])
+    assert (worse["helps"], slower["helps"]) == (False, False)
+    assert verdict([better, better, worse])
+    assert not verdict([better, worse])
+    assert not verdict([{**better, "start": "gamma=0.9"}])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_metagradient_main_writes_what_was_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["cartpole", "--seeds", "1", "--starts", "gamma=0.9", "--json", str(tmp_path / "report.json")]
+    settings = {**SMALL, "max_steps": 600, "meta_lr": 0.1}
+    code = metagradient([*words, "--set", *(f"{name}={value}" for name, value in settings.items())])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert code == (0 if report["worth_being_the_default"] else 1)
+    fixed, learned = report["runs"]
+    assert (fixed["gamma"], fixed["lambda_"]) == (0.9, 0.95)
+    assert learned["gamma"] != pytest.approx(0.9, abs=1e-6)
+    assert "| cartpole | gamma=0.9 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

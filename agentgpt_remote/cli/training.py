@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,29 +42,48 @@ def train(
 ) -> None:
     """Train a GPT, evaluate it through a policy server, and print the return with the paths.
 
-    Ctrl-C ends the run early with a checkpoint and a usable bundle.
+    Ctrl-C ends the run early with a checkpoint and a usable bundle. Under torchrun all its processes learn together.
     """
     from agentgpt_remote.trainer.hyperparameters import Hyperparameters
-    from agentgpt_remote.trainer.loop import train as run_training
-    from agentgpt_remote.trainer.run import choose_run_dir
-    from agentgpt_remote.trainer.run_folder import prepare_run_folder, saved_hyperparameters
+    from agentgpt_remote.trainer.ranks import join_ranks
 
     if resume and force:
         raise ConfigError("--resume and --force exclude each other: continue the run, or replace it")
     where = _where(sources)
     name = where.get("env_id") or sources[0].partition("://")[2]
-    run_dir = runs_dir / name if resume and run_id is None else choose_run_dir(runs_dir, run_id, name)
     given = _parse(settings or []) | where | {"resume_training": resume}
-    saved = saved_hyperparameters(run_dir) if resume else {}
-    hyperparameters = Hyperparameters.from_dict(saved | given)
-    prepare_run_folder(run_dir, resume=resume, force=force)
-    with show_progress(run_dir) as on_progress:
-        result = run_training(hyperparameters, run_dir=run_dir, token=token, replace_run=force, on_progress=on_progress)
+    with join_ranks() as ranks:
+        # Only the first of several processes looks at the folder: what it finds, the others may find changed.
+        place, told = ranks.decided(lambda: _prepare(runs_dir, run_id, name, given, resume=resume, force=force))
+        from agentgpt_remote.trainer.loop import train as run_training
+
+        run_dir, hyperparameters = Path(place), Hyperparameters.from_dict(told)
+        with show_progress(run_dir) if ranks.leads else contextlib.nullcontext() as on_progress:
+            result = run_training(
+                hyperparameters, run_dir=run_dir, token=token, replace_run=force, on_progress=on_progress
+            )
+    if not ranks.leads:
+        return
     evaluation = None if result.stopped else _evaluate(result.bundle, sources[0], hyperparameters.seed, token)
     if as_json:
         print(json.dumps(_summary(result, evaluation)))
     else:
         _print_summary(result, evaluation, sources[0])
+
+
+def _prepare(
+    runs_dir: Path, run_id: str | None, name: str, given: dict[str, Any], *, resume: bool, force: bool
+) -> tuple[str, dict[str, Any]]:
+    """Return the run's folder, which may be used, and its hyperparameters."""
+    from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+    from agentgpt_remote.trainer.run import choose_run_dir
+    from agentgpt_remote.trainer.run_folder import prepare_run_folder, saved_hyperparameters
+
+    run_dir = runs_dir / name if resume and run_id is None else choose_run_dir(runs_dir, run_id, name)
+    saved = saved_hyperparameters(run_dir) if resume else {}
+    hyperparameters = Hyperparameters.from_dict(saved | given)
+    prepare_run_folder(run_dir, resume=resume, force=force)
+    return str(run_dir), hyperparameters.to_dict()
 
 
 def _where(sources: list[str]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from agentgpt_remote.trainer.ranks import ALONE, Ranks
+
 _MAX_SHIFT = 1.0  # an action's probability changes by a factor of e at most (CMPO's clip)
 _MAX_PG = 3.0
 _MAX_LOG_RATIO = 20.0
@@ -28,19 +30,24 @@ class ActorLoss(NamedTuple):
 class AdvantageScale:
     """Running sizes of advantages and of temporal differences, and how sharply the actor follows the former.
 
+    Args:
+        ranks: whose batches are taken in together.
+
     Attributes:
         sharpness: logarithm of the factor on advantages; drifts with the entropy's error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self.advantage = 0.0
         self.difference = 0.0
         self.sharpness = 0.0
 
     def observe(self, advantage: Tensor, difference: Tensor, weight: Tensor) -> None:
         """Take in the advantages of the policy's own actions and the temporal differences of a batch."""
-        total = float(weight.sum().clamp(min=1.0))
-        sizes = [math.sqrt(float((value.square() * weight).sum()) / total) for value in (advantage, difference)]
+        squares = [(value.square() * weight).sum() for value in (advantage, difference)]
+        total, *sums = self._ranks.sum_(torch.stack((weight.sum(), *squares))).tolist()
+        sizes = [math.sqrt(value / max(total, 1.0)) for value in sums]
         rate = 1.0 if self.difference == 0.0 else _RATE
         self.advantage += rate * (sizes[0] - self.advantage)
         self.difference += rate * (sizes[1] - self.difference)

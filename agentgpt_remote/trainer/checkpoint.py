@@ -15,11 +15,12 @@ import torch
 
 from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.files import replacing
+from agentgpt_remote.trainer.ranks import ALONE, Ranks
 
 FORMAT_VERSION = 2
 BEST_NAME = "best.pt"
 _NAME = re.compile(r"step-(\d+)\.pt")
-_DAMAGED = ".damaged"
+_SET_ASIDE = ".damaged"
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, pickle.UnpicklingError)
 logger = logging.getLogger("agentgpt_remote.trainer")
 
@@ -31,13 +32,19 @@ class Checkpoints:
     leaves the previous one whole. Files hold tensors, numbers, texts, lists and dicts only and are read
     with ``weights_only=True``: nothing in them is executed.
 
+    Where several ranks learn, the first one's files are here, with what all have in common, and each other's in
+    ``rank-N``, with its own part; the disk may be another one. None is dropped before all have written the next,
+    so that there is always one that all have.
+
     Args:
         folder: made if it is missing.
         keep: how many of the last ones are kept.
+        ranks: that learn together.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, ranks: Ranks = ALONE) -> None:
+        self.keep, self._ranks = keep, ranks
+        self.folder = folder = folder if ranks.leads else folder / f"rank-{ranks.rank}"
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -52,12 +59,14 @@ class Checkpoints:
 
         Raises:
             TrainingFailed: the disk is full or not writable; earlier checkpoints are untouched.
+            RankLost: another rank has ended, or did not answer in time.
         """
         path = self.folder / f"step-{env_steps:012d}.pt"
-        payload = {"format_version": FORMAT_VERSION, "env_steps": env_steps, **state}
+        payload = {"format_version": FORMAT_VERSION, "env_steps": env_steps, "ranks": self._ranks.size, **state}
         self._write(payload, path)
-        if best:
+        if best and self._ranks.leads:
             self._guard(path, lambda: self._link(path, self.folder / BEST_NAME))
+        self._ranks.share(None)
         for old in self.paths()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path
@@ -69,28 +78,57 @@ class Checkpoints:
     def load_last(self) -> dict[str, Any] | None:
         """Return the newest checkpoint's state, or None where there is none.
 
-        One that is damaged is set aside, with a warning, for the newest before it that is whole.
+        One that is damaged is set aside, with a warning, for the newest before it that is whole. Of several ranks
+        each gets its own part of the newest that all have, or, where there is no such, the first one the newest of
+        all and the others None.
 
         Raises:
             TrainingFailed: all are damaged, or one is of another version.
+            RankLost: another rank has ended, or did not answer in time.
         """
-        failures: list[TrainingFailed] = []
-        for path in reversed(self.paths()):
-            try:
-                state = load_checkpoint(path)
-            except DamagedCheckpoint as error:
-                failures.append(error)
-                continue
-            for failure in failures:
-                logger.warning("%s; going on from %s, which is whole", failure, path.name)
-            self._set_aside([newer for newer in self.paths() if newer.name > path.name])
-            return state
-        if failures:
+        damaged: list[str] = []
+        partial: str | None = None
+        for name in self._ranks.share([path.name for path in reversed(self.paths())])[0]:
+            state, words = self._load_together(name)
+            damaged += [word["damaged"] for word in words if word["damaged"] is not None]
+            made_by = [word["ranks"] for word in words]
+            if set(made_by) == {self._ranks.size}:
+                return self._taken(name, damaged, state)
+            if made_by[0] not in (None, self._ranks.size):
+                # Of a run on more or fewer ranks: what all have in common is in the first one's.
+                return self._taken(name, damaged, state if self._ranks.leads else None)
+            partial = name if partial is None and made_by[0] is not None else partial
+        if partial is not None:
+            state, _ = self._load_together(partial)
+            return self._taken(partial, damaged, state if self._ranks.leads else None)
+        if damaged:
             raise TrainingFailed(
-                f"no checkpoint in {self.folder} can be read: {'; '.join(map(str, failures))}. "
+                f"no checkpoint in {self.folder} can be read: {'; '.join(damaged)}. "
                 "Begin anew with --force, or in another run"
             )
         return None
+
+    def _load_together(self, name: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """Return this rank's state of that name, and per rank by how many it was made, or how it is damaged."""
+        path, state = self.folder / name, None
+        word: dict[str, Any] = {"ranks": None, "damaged": None}
+        if path.exists():
+            try:
+                state = load_checkpoint(path)
+                word["ranks"] = state.get("ranks", 1)
+            except DamagedCheckpoint as error:
+                word["damaged"] = str(error)
+        return state, self._ranks.share(word)
+
+    def _taken(self, name: str, damaged: list[str], state: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Go on from this one: the newer ones are set aside, so that they are never taken for the newest."""
+        if self._ranks.leads:
+            for failure in damaged:
+                logger.warning("%s; going on from %s, which is whole", failure, name)
+        for path in self.paths():
+            if path.name > name:
+                path.replace(path.with_name(path.name + _SET_ASIDE))
+        return state
 
     def load_best(self) -> dict[str, Any] | None:
         """Return the best checkpoint's state, or None where there is none.
@@ -100,11 +138,6 @@ class Checkpoints:
         """
         path = self.folder / BEST_NAME
         return load_checkpoint(path) if path.exists() else None
-
-    def _set_aside(self, paths: list[Path]) -> None:
-        """Rename damaged files, so that they are never taken for the newest ones."""
-        for path in paths:
-            path.replace(path.with_name(path.name + _DAMAGED))
 
     def _write(self, payload: dict[str, Any], path: Path) -> None:
         def write() -> None:

@@ -19,6 +19,7 @@ from agentgpt_remote.policy.model import PolicyModel
 from agentgpt_remote.trainer.exploration import Explorer
 from agentgpt_remote.trainer.lanes import Lane, LaneStep, Observed, wait_for
 from agentgpt_remote.trainer.normalization import RewardScaler
+from agentgpt_remote.trainer.ranks import Ranks
 from agentgpt_remote.trainer.recovery import AbsentLane, Outcome, Recovery
 from agentgpt_remote.trainer.streams import StreamStore
 from agentgpt_remote.trainer.watching import HostWatch
@@ -81,6 +82,18 @@ class EpisodeLog:
             kept.clear()
             kept.extend(state[name])
 
+    def of_all_ranks(self, ranks: Ranks) -> EpisodeLog:
+        """Return the episodes of all ranks, the last 20 of each."""
+        if ranks.size == 1:
+            return self
+        window = EPISODE_WINDOW * ranks.size
+        together = EpisodeLog(returns=deque(maxlen=window), lengths=deque(maxlen=window))
+        for log in ranks.share(self.state_dict()):
+            together.count += log["count"]
+            for name in ("returns", "lengths", "fresh"):
+                getattr(together, name).extend(log[name])
+        return together
+
     def mean_return(self) -> float | None:
         """Return the mean of the last 20 episodes' returns; None before the first."""
         return sum(self.returns) / len(self.returns) if self.returns else None
@@ -100,7 +113,7 @@ class Collector:
         host_wait_s: seconds to wait for a lane to return when none is left.
 
     Attributes:
-        env_steps: environment steps taken.
+        env_steps: environment steps taken: in this rollout this rank's, before it those of all ranks.
         version: counts updates of the policy; stored with every decision.
         episodes: finished episodes.
         times: seconds spent waiting for environments ("env_s") and acting ("act_s").

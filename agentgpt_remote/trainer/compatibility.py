@@ -37,6 +37,7 @@ def check_compatible(
     _check_device(hyperparameters.device)
     hyperparameters.critic_config()
     _check_sequences(hyperparameters)
+    _check_tuning(hyperparameters)
     _check_cache(hyperparameters, num_agents)
 
 
@@ -69,6 +70,17 @@ def _check_sequences(hp: Hyperparameters) -> None:
             f"batch_size={batch}: expected at least chunk_steps={chunk}, the steps of one sequence; "
             f"set batch_size={chunk} or chunk_steps={batch}"
         )
+
+
+def _check_tuning(hp: Hyperparameters) -> None:
+    """Check that what is learned has room on both sides: 0 and 1 lie at infinity of what is learned."""
+    for name in ("gamma", "lambda"):
+        value = getattr(hp, f"{name}_init")
+        if getattr(hp, f"learn_{name}") and not 0.0 < value < 1.0:
+            raise ConfigError(
+                f"{name}_init={value!r}: expected more than 0 and less than 1 to learn {name} from; "
+                f"set {name}_init=0.9, or learn_{name}=false"
+            )
 
 
 def _check_cache(hp: Hyperparameters, num_agents: int) -> None:

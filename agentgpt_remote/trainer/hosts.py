@@ -7,7 +7,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from gymnasium.vector import VectorEnv
@@ -16,6 +16,7 @@ from agentgpt_remote.errors import CapacityReached, ConfigError, ConnectionLost,
 from agentgpt_remote.policy.features import ObservationFeatures
 from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
 from agentgpt_remote.trainer.lanes import Lane, check_same_spaces
+from agentgpt_remote.trainer.ranks import Ranks
 from agentgpt_remote.trainer.recovery import AbsentLane
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.offers import free_envs, host_health
@@ -45,6 +46,33 @@ class OpenedHosts:
     def num_agents(self) -> int:
         """Agents of all lanes together."""
         return sum(lane.num_agents for lane in self.lanes)
+
+
+def divide_hosts(
+    hyperparameters: Hyperparameters, envs: Sequence[VectorEnv[Any, Any, Any] | str] | None, ranks: Ranks
+) -> tuple[Hyperparameters, Sequence[VectorEnv[Any, Any, Any] | str] | None]:
+    """Return the arguments of :func:`open_hosts` for one of several ranks: URLs are dealt out one after the other.
+
+    A host that is started for ``env_id`` and vector environments of this process are each rank's own.
+
+    Raises:
+        ConfigError: there are fewer URLs than ranks.
+    """
+    urls = [item.env_endpoint for item in hyperparameters.env_hosts.values()]
+    if envs is not None:
+        urls = [item for item in envs if isinstance(item, str)]
+    if ranks.size == 1 or not urls:
+        return hyperparameters, envs
+    if len(urls) < ranks.size and (envs is None or len(urls) == len(envs)):
+        raise ConfigError(
+            f"{len(urls)} hosts for {ranks.size} ranks ({', '.join(urls)}): expected at least one for each rank; "
+            "start more hosts, or fewer ranks (--nproc-per-node)"
+        )
+    mine = urls[ranks.rank :: ranks.size]
+    if envs is not None:
+        return hyperparameters, [item for item in envs if not isinstance(item, str) or item in mine]
+    kept = {name: host for name, host in hyperparameters.env_hosts.items() if host.env_endpoint in mine}
+    return replace(hyperparameters, env_hosts=kept), None
 
 
 def open_hosts(

@@ -78,6 +78,7 @@ _RANGES = {
     "batch_size": _COUNT,
     "replay_ratio": _Range(0, 10_000, open_low=True),
     "buffer_size": _COUNT,
+    "recent_fraction": _UNIT,
     "tau": _Range(0, 1, open_low=True),
     "learning_starts": _Range(0),
     "entropy_target": _UNIT,
@@ -89,6 +90,7 @@ _RANGES = {
     "max_grad_norm": _POSITIVE,
     "gamma_init": _UNIT,
     "lambda_init": _UNIT,
+    "meta_lr": _Range(0, 1, open_low=True),
     "clip_range": _POSITIVE,
     "target_kl": _POSITIVE,
     "entropy_coef": _Range(0),
@@ -108,11 +110,14 @@ _RANGES = {
 class Hyperparameters:
     """What to learn on, and how. A field that is None is resolved when training starts, shown and saved.
 
+    Under torchrun sizes are those of each rank (environments, rollout, batch, replay), ``max_steps`` and
+    ``learning_starts`` those of all together.
+
     Attributes:
         env_id: source of the environment, hosted by a process of its own on this machine.
         env_hosts: hosts to train on instead, by name.
         env_kwargs: keyword arguments of the environment.
-        num_envs: environments of the host that is started for ``env_id``.
+        num_envs: environments of the host that is started for ``env_id``; of several ranks each starts one.
         lanes_per_host: sessions that a host's environments are split over, so that one steps while another is acted
             on: pays only where a step of a few environments takes longer than acting, about 0.5 ms.
         max_steps: environment steps of the run, all agents together.
@@ -140,6 +145,7 @@ class Hyperparameters:
         replay_ratio: how often each environment step is trained on: exactly, on average, under offpolicy; at most
             under ppo, whose KL stop may end earlier.
         buffer_size: offpolicy: environment steps that the replay holds, all agents together.
+        recent_fraction: offpolicy: part of a batch that is drawn from the newest 4,096 steps instead of all held ones.
         tau: offpolicy: rate at which the slow copies that targets are taken from follow, per gradient step.
         learning_starts: offpolicy: environment steps with random actions before the first gradient step.
         entropy_target: offpolicy: entropy of discrete actions that is held, as a fraction of the largest.
@@ -153,8 +159,11 @@ class Hyperparameters:
         lr_warmup_updates: gradient steps over which the learning rate first rises.
         critic_lr_factor: the critic's learning rate as a multiple of the actor's.
         max_grad_norm: gradients of the actor and of the critic are clipped to this norm each.
-        gamma_init: discount factor.
-        lambda_init: decay of the generalised advantage estimate.
+        gamma_init: discount factor, or where it begins.
+        lambda_init: decay of the generalised advantage estimate, or of Retrace's traces, or where it begins.
+        learn_gamma: learn the discount factor by meta-gradient, within a quarter and four times its first horizon.
+        learn_lambda: learn the decay likewise, within a quarter and four times its first odds.
+        meta_lr: learning rate of both, of the logarithms of horizon and odds.
         clip_range: clip of the probability ratio.
         target_kl: an epoch whose mean KL divergence from the acting policy exceeds this is the update's last.
         entropy_coef: first weight of the entropy bonus; it falls linearly to 0 over ``max_steps``.
@@ -198,6 +207,7 @@ class Hyperparameters:
     batch_size: int | None = None
     replay_ratio: float | None = None
     buffer_size: int = 100_000
+    recent_fraction: float | None = None
     tau: float | None = None
     learning_starts: int | None = None
     entropy_target: float = 0.2
@@ -208,10 +218,13 @@ class Hyperparameters:
     lr_end: float | None = None
     lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
     lr_warmup_updates: int = 20
-    critic_lr_factor: float = 1.0
+    critic_lr_factor: float | None = None
     max_grad_norm: float | None = None
     gamma_init: float = 0.99
     lambda_init: float | None = None
+    learn_gamma: bool = False
+    learn_lambda: bool = False
+    meta_lr: float = 1e-3
     clip_range: float = 0.2
     target_kl: float = 0.03
     entropy_coef: float | None = None
@@ -307,6 +320,8 @@ class Hyperparameters:
             "max_grad_norm": 0.5,
             "lambda_init": 0.9 if continuous else 0.95,
             "entropy_coef": 0.0 if continuous else 0.01,
+            "recent_fraction": 0.0,
+            "critic_lr_factor": 1.0,
             "tau": 1.0,
             "learning_starts": 0,
             "critic_memory": True,
@@ -326,6 +341,8 @@ class Hyperparameters:
             "max_grad_norm": 10.0 if continuous else 1.0,
             "lambda_init": 0.0 if continuous else 0.95,
             "entropy_coef": 0.0,
+            "recent_fraction": 0.0 if continuous else 0.5,
+            "critic_lr_factor": 1.0 if continuous else 3.0,
             "tau": 0.02,
             "learning_starts": 1000,
             "critic_memory": True,

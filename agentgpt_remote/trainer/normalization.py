@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agentgpt_remote.trainer.ranks import ALONE, Ranks
+
 Float64 = NDArray[np.float64]
 REWARD_CLIP = 10.0
 
@@ -19,11 +21,19 @@ class RunningMoments:
         self.mean: Float64 = np.zeros(width)
         self.var: Float64 = np.ones(width)
 
-    def update(self, rows: NDArray[Any]) -> None:
-        """Take in rows of shape (n, width)."""
-        if not len(rows):
+    def update(self, rows: NDArray[Any], ranks: Ranks = ALONE) -> None:
+        """Take in the rows of all ranks, here those of shape (n, width)."""
+        told = rows if len(rows) else np.zeros((1, self.mean.size))
+        own = len(rows), told.mean(0, dtype=np.float64), told.var(0, dtype=np.float64)
+        if ranks.size == 1:
+            self._merge(*own)
             return
-        count, mean, var = len(rows), rows.mean(0, dtype=np.float64), rows.var(0, dtype=np.float64)
+        for count, mean, var in ranks.share([own[0], own[1].tolist(), own[2].tolist()]):
+            self._merge(count, np.asarray(mean), np.asarray(var))
+
+    def _merge(self, count: int, mean: Float64, var: Float64) -> None:
+        if not count:
+            return
         total = self.count + count
         delta = mean - self.mean
         self.mean = self.mean + delta * (count / total)
@@ -43,6 +53,15 @@ class RunningMoments:
         """Restore what ``state_dict`` returned."""
         self.count = float(state["count"])
         self.mean, self.var = np.asarray(state["mean"], np.float64), np.asarray(state["var"], np.float64)
+
+
+def mean_and_deviation(values: NDArray[Any], ranks: Ranks = ALONE) -> tuple[float, float]:
+    """Return the mean and the standard deviation of all ranks' values."""
+    if ranks.size == 1:
+        return values.mean(), values.std()
+    moments = RunningMoments(1)
+    moments.update(values[:, None], ranks)
+    return float(moments.mean[0]), float(np.sqrt(moments.var[0]))
 
 
 class RewardScaler:
@@ -65,11 +84,10 @@ class RewardScaler:
         self.returns[streams] = np.where(done | ~valid, 0.0, returns)
         self._pending.append(returns[valid])
 
-    def refresh(self) -> None:
-        """Fold what was observed into the statistics."""
-        if self._pending:
-            self.moments.update(np.concatenate(self._pending)[:, None])
-            self._pending.clear()
+    def refresh(self, ranks: Ranks = ALONE) -> None:
+        """Fold what all ranks observed into the statistics."""
+        self.moments.update(np.concatenate([np.zeros(0), *self._pending])[:, None], ranks)
+        self._pending.clear()
 
     def scale(self) -> float:
         """Return the factor for rewards."""

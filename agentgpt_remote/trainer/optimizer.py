@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agentgpt_remote.trainer.ranks import ALONE, Ranks
+
 
 class FlatAdam:
     """Adam (Kingma and Ba 2015) with the gradient's norm clipped.
@@ -23,6 +25,7 @@ class FlatAdam:
         max_norm: the gradient is scaled down to this norm.
         betas: decay of the gradient's and of its square's mean.
         eps: added to the denominator.
+        ranks: whose gradients are added up.
     """
 
     def __init__(
@@ -32,10 +35,11 @@ class FlatAdam:
         max_norm: float,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-6,
+        ranks: Ranks = ALONE,
     ) -> None:
         # An action space without numbers has an empty log-deviation, which no loss depends on.
         self.parameters: list[Tensor] = [parameter for parameter in parameters if parameter.numel()]
-        self.max_norm, self.betas, self.eps = max_norm, betas, eps
+        self.max_norm, self.betas, self.eps, self._ranks = max_norm, betas, eps, ranks
         self.steps = 0
         size = sum(parameter.numel() for parameter in self.parameters)
         self._mean = torch.zeros(size, device=self.parameters[0].device)
@@ -52,10 +56,13 @@ class FlatAdam:
             gradients: one per parameter.
             learning_rate: of this step.
 
+        Raises:
+            RankLost: another rank has ended, or did not answer in time.
+
         Returns:
             The gradient's norm before clipping; where it is not finite, nothing was changed.
         """
-        gradient = torch.cat([part.reshape(-1) for part in gradients])
+        gradient = self._ranks.sum_(torch.cat([part.reshape(-1) for part in gradients]))
         norm = float(torch.linalg.vector_norm(gradient))
         if not math.isfinite(norm):
             return norm

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,15 @@ from torch import Tensor
 from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.policy.model import PolicyModel, ValueModel
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters, required
+from agentgpt_remote.trainer.metagradient import DiscountTuner, meta_gradient
 from agentgpt_remote.trainer.optimizer import FlatAdam
+from agentgpt_remote.trainer.ranks import ALONE, Ranks
 from agentgpt_remote.trainer.sampler import Chunks, Window, cut_chunks, window_values
 from agentgpt_remote.trainer.schedules import learning_rate
 from agentgpt_remote.trainer.streams import StreamStore
-from agentgpt_remote.trainer.targets import Batch, RewardScaling, ValueScale, make_targets
+from agentgpt_remote.trainer.targets import Batch, Float64, RewardScaling, Targets, ValueScale, make_targets
+
+_TUNED_STEPS = 2048  # of a rollout that gamma and lambda are learned from
 
 
 class PPO:
@@ -27,21 +33,31 @@ class PPO:
         critic: the value model.
         hyperparameters: resolved.
         seed: of the order of minibatches.
+        ranks: that learn together.
 
     Attributes:
         updates: gradient steps taken.
+        tuner: gamma and lambda.
     """
 
-    def __init__(self, actor: PolicyModel, critic: ValueModel, hyperparameters: Hyperparameters, seed: int) -> None:
-        self.actor, self.critic, self.hp = actor, critic, hyperparameters
+    def __init__(
+        self,
+        actor: PolicyModel,
+        critic: ValueModel,
+        hyperparameters: Hyperparameters,
+        seed: int,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.actor, self.critic, self.hp, self.ranks = actor, critic, hyperparameters, ranks
+        self.tuner = DiscountTuner(hyperparameters, critic, ranks)
         self.value_scale = ValueScale()
         self.device = actor.log_std.device
         self.value_scale.to(self.device)
         self.rng = np.random.default_rng(seed)
         self.updates = 0
         norm = required(hyperparameters.max_grad_norm)
-        self.actor_optimizer = FlatAdam(actor.parameters(), max_norm=norm)
-        self.critic_optimizer = FlatAdam(critic.parameters(), max_norm=norm)
+        self.actor_optimizer = FlatAdam(actor.parameters(), max_norm=norm, ranks=ranks)
+        self.critic_optimizer = FlatAdam(critic.parameters(), max_norm=norm, ranks=ranks)
 
     def _rate(self, progress: float) -> float:
         return learning_rate(self.hp, progress, self.updates)
@@ -63,32 +79,75 @@ class PPO:
 
         Raises:
             TrainingFailed: a loss or a gradient is not finite.
+            RankLost: another rank has ended, or did not answer in time.
         """
         window = Window.of(store)
         blocks = max(self.actor.config.num_layers, self.critic.config.num_layers)
         chunks = cut_chunks(store, window, required(self.hp.chunk_steps), self.actor, blocks, self.device)
         scaled = window_values(store, window, chunks, self.critic, self.device)
-        targets = make_targets(
+        targets_of = partial(
+            make_targets,
             store,
             window,
             scaled * self.value_scale.std.item() + self.value_scale.mean.item(),
             scaling=RewardScaling(reward_scale, reward_clip),
-            gamma=self.hp.gamma_init,
-            lambda_=required(self.hp.lambda_init),
             version=version,
         )
-        batch = targets.batch(store, window, chunks, self.device)
+        targets = targets_of(gamma=self.tuner.gamma, lambda_=self.tuner.lambda_)
+        batch = targets.batch(store, window, chunks, self.device, self.ranks)
+        if self.tuner.due(progress):
+            self._tune(targets_of, chunks, batch, progress)
         fresh = torch.from_numpy(targets.value_target[targets.trained]).float()
-        self.value_scale.update(fresh.to(self.device), self.critic.head)
+        self.value_scale.update(fresh.to(self.device), self.critic.head, ranks=self.ranks)
         metrics = targets.metrics()
         store.trained[:] = store.position
         metrics |= self._epochs(chunks, batch, progress)
         return metrics | {"train/trained_tokens": metrics["train/epochs"] * float(targets.trained.sum())}
 
+    def _tune(self, targets_of: Callable[..., Targets], chunks: Chunks, batch: Batch, progress: float) -> None:
+        """Move gamma and lambda for the next rollout, by how training on some agents would do for others here."""
+        inner, outer = self._halves(chunks)
+        if not outer.numel():
+            self.tuner.follow(None)
+            return
+
+        def advantage(gamma: float, lambda_: float) -> Float64:
+            return targets_of(gamma=gamma, lambda_=lambda_).normalised_advantage()
+
+        def part(values: Float64, index: Tensor) -> Tensor:
+            rows = index.cpu().numpy()
+            picked = values[chunks.stream[rows][:, None], chunks.column[rows]]
+            weight = batch.weight[index]
+            return torch.from_numpy(picked).float().to(self.device) * weight / weight.sum().clamp(min=1.0)
+
+        def ratio(index: Tensor) -> Tensor:
+            distribution = self.actor.distribution(chunks.outputs(self.actor, index), batch.allowed(index))
+            return (distribution.log_prob(batch.action[index]) - batch.log_prob[index]).exp()
+
+        wanted = part(advantage(*self.tuner.fixed), outer)
+        score = ratio(inner)
+        gradient = meta_gradient(
+            self.actor_optimizer.parameters,
+            inner_loss=-(part(advantage(self.tuner.gamma, self.tuner.lambda_), inner) * score).sum(),
+            score=score,
+            tangents=[part(tangent, inner) for tangent in self.tuner.tangents(advantage)],
+            outer_loss=lambda: -(wanted * ratio(outer)).sum(),
+            step=self._rate(progress),
+        )
+        self.tuner.follow(gradient)
+
+    def _halves(self, chunks: Chunks) -> tuple[Tensor, Tensor]:
+        """Return chunks of some agents and of others at random; those of one agent are split in time."""
+        order = self.rng.permutation(chunks.stream.max() + 1)
+        rows = np.argsort(order[chunks.stream], kind="stable")
+        half = min(len(rows) // 2, max(1, _TUNED_STEPS // (2 * chunks.steps)))
+        index = torch.from_numpy(rows).to(self.device)
+        return index[:half], index[len(rows) - half :]
+
     def _epochs(self, chunks: Chunks, batch: Batch, progress: float) -> dict[str, float]:
         count, steps = chunks.column.shape
         size = max(1, round(required(self.hp.batch_size) / steps))
-        parts = max(1, round(count / size))
+        parts = self._minibatches(count, size)
         sums: dict[str, float] = {}
         epochs = 0
         for _ in range(math.ceil(required(self.hp.replay_ratio))):
@@ -100,14 +159,26 @@ class PPO:
                 for name, value in self._minibatch(shuffled, targets, rows, progress).items():
                     sums[name] += value / parts
             epochs += 1
+            sums = self._of_all_ranks(sums)
             if sums["approx_kl"] > self.hp.target_kl:
                 break
         metrics = {f"train/{name}": value for name, value in sums.items()}
         return metrics | {"train/epochs": float(epochs), "train/learning_rate": self._rate(progress)}
 
+    def _minibatches(self, count: int, size: int) -> int:
+        """Return into how many minibatches all ranks cut their chunks: as many of them make one as ranks are there."""
+        counts, sizes = zip(*self.ranks.share([count, size]), strict=True)
+        parts: int = min(max(1, round(sum(counts) / sum(sizes))), *counts)
+        return parts
+
+    def _of_all_ranks(self, sums: dict[str, float]) -> dict[str, float]:
+        """Return the sums over all ranks of what each has summed over its own tokens."""
+        rows = self.ranks.share(sums)
+        return rows[0] if len(rows) == 1 else {name: sum(row[name] for row in rows) for name in sums}
+
     def _minibatch(self, chunks: Chunks, batch: Batch, index: slice, progress: float) -> dict[str, float]:
         weight = batch.weight[index]
-        weight = weight / weight.sum().clamp(min=1.0)
+        weight = weight / self.ranks.sum_(weight.sum()).clamp(min=1.0)
 
         distribution = self.actor.distribution(chunks.outputs(self.actor, index), batch.allowed(index))
         log_ratio = distribution.log_prob(batch.action[index]) - batch.log_prob[index]
@@ -134,7 +205,7 @@ class PPO:
         rate = self._rate(progress)
         for name, loss, optimizer, factor in (
             ("actor", actor_loss, self.actor_optimizer, 1.0),
-            ("critic", critic_loss, self.critic_optimizer, self.hp.critic_lr_factor),
+            ("critic", critic_loss, self.critic_optimizer, required(self.hp.critic_lr_factor)),
         ):
             gradients = torch.autograd.grad(loss, optimizer.parameters, allow_unused=True, materialize_grads=True)
             norm = optimizer.step(gradients, rate * factor)
@@ -154,6 +225,7 @@ class PPO:
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "updates": self.updates,
+            "tuner": self.tuner.state_dict(),
             "rng": self.rng.bit_generator.state,
         }
 
@@ -165,4 +237,5 @@ class PPO:
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.updates = int(state["updates"])
+        self.tuner.load_state_dict(state.get("tuner", {}))
         self.rng.bit_generator.state = state["rng"]

@@ -15,6 +15,8 @@ from agentgpt_remote.policy.trunk import window_mask
 from agentgpt_remote.trainer.sampler import read_tokens
 from agentgpt_remote.trainer.streams import StreamStore
 
+RECENT_STEPS = 4096
+
 
 class Replay(NamedTuple):
     """C sequences of T tokens to train on and one more, with context before them.
@@ -30,6 +32,7 @@ class Replay(NamedTuple):
         cut: float (C, T): 1 where the next token belongs to another decision sequence, or was not decided.
         weight: float (C, T): 1 where a decision is to be trained on.
         lag: mean number of updates since the decisions.
+        total_weight: sum of the weights, of all ranks where there are several.
         action_mask: what was allowed, bool (C, T + 1, categories); None where nothing was ever masked.
     """
 
@@ -43,6 +46,7 @@ class Replay(NamedTuple):
     cut: Tensor
     weight: Tensor
     lag: float
+    total_weight: Tensor
     action_mask: Tensor | None = None
 
     def outputs(self, model: SequenceModel) -> Tensor:
@@ -59,7 +63,7 @@ class Replay(NamedTuple):
 
     def normalised_weight(self) -> Tensor:
         """Return the weights divided by their sum."""
-        return self.weight / self.weight.sum().clamp(min=1.0)
+        return self.weight / self.total_weight.clamp(min=1.0)
 
     @property
     def _padded(self) -> int:
@@ -81,10 +85,12 @@ def draw(
     steps: int,
     model: SequenceModel,
     context_blocks: int,
+    recent_fraction: float,
+    recent_steps: int = RECENT_STEPS,
     version: int,
     device: torch.device,
 ) -> Replay:
-    """Draw sequences uniformly over the tokens that are held.
+    """Draw sequences from the tokens that are held, a part of them from the newest only.
 
     Args:
         store: the streams; at least one token is completed.
@@ -93,13 +99,19 @@ def draw(
         steps: tokens to train on in each.
         model: whose encoder prepares the tokens.
         context_blocks: attention windows of context.
+        recent_fraction: part of the sequences that is drawn from the newest tokens only; what the policy does now would
+            else be ever rarer in a batch.
+        recent_steps: how many these are, of all streams together; at least one sequence of each.
         version: the policy's version now.
         device: where the tensors go.
     """
     held = held_tokens(store)
     stream = rng.choice(store.num_streams, sequences, p=held / held.sum())
-    room = np.maximum(held[stream] - steps, 0) + 1
-    begin = store.position[stream] - held[stream] + (rng.random(sequences) * room).astype(np.int64)
+    reach = held[stream]
+    newest = slice(0, round(recent_fraction * sequences))
+    reach[newest] = np.minimum(reach[newest], max(recent_steps // store.num_streams, steps))
+    room = np.maximum(reach - steps, 0) + 1
+    begin = store.position[stream] - reach + (rng.random(sequences) * room).astype(np.int64)
     attention = model.config.max_input_states
     context = context_blocks * attention
     length = context + -(-(steps + 1) // attention) * attention
@@ -137,5 +149,6 @@ def draw(
         cut=traces_end,
         weight=weight,
         lag=float(lag.mean()) if decided.any() else 0.0,
+        total_weight=weight.sum(),
         action_mask=allowed,
     )

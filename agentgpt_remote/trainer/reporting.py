@@ -10,6 +10,7 @@ from typing import Any
 
 from agentgpt_remote.metrics import MetricsWriter
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+from agentgpt_remote.trainer.ranks import Ranks
 from agentgpt_remote.trainer.sinks import Sink, WandbSink, tensorboard_sink
 from agentgpt_remote.trainer.watching import HostHealth
 
@@ -38,6 +39,19 @@ class Progress:
 
 
 _COUNTS = frozenset({"train/trained_tokens"})
+
+
+def metrics_of_all_ranks(metrics: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
+    """Return the ranks' metrics as one: the largest of those named so, sums of what is counted, else means."""
+    rows = ranks.share(metrics)
+    if len(rows) == 1:
+        return dict(metrics)
+    together = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row[name] for row in rows if name in row]
+        total = max(values) if name.endswith("_max") else sum(values)
+        together[name] = total if name in _COUNTS or name.endswith("_max") else total / len(values)
+    return together
 
 
 class Averages:

@@ -198,7 +198,9 @@ def start_training(
         "replace_run": force,
         "sys_path": [path or os.getcwd() for path in sys.path],  # noqa: PTH109 - entries of sys.path are strings
     }
-    process = ChildProcess.start(["-m", "agentgpt_remote.trainer"], json.dumps(payload).encode())
+    # A run of its own, also where this process is one of those that torchrun started.
+    alone = {"WORLD_SIZE": "1"}
+    process = ChildProcess.start(["-m", "agentgpt_remote.trainer"], json.dumps(payload).encode(), env=alone)
     return TrainingRun(run_dir, hyperparameters, process)
 
 

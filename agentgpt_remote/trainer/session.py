@@ -22,7 +22,10 @@ from agentgpt_remote.trainer.lanes import Lane
 from agentgpt_remote.trainer.normalization import REWARD_CLIP, RewardScaler, RunningMoments
 from agentgpt_remote.trainer.offpolicy import OffPolicy, make_critic
 from agentgpt_remote.trainer.ppo import PPO
+from agentgpt_remote.trainer.rank_state import common_part, joined, own_part
+from agentgpt_remote.trainer.ranks import ALONE, Ranks
 from agentgpt_remote.trainer.recovery import AbsentLane
+from agentgpt_remote.trainer.reporting import metrics_of_all_ranks
 from agentgpt_remote.trainer.sampler import read_tokens
 from agentgpt_remote.trainer.streams import StreamStore
 
@@ -86,6 +89,7 @@ class TrainingSession:
         observation_space: of one agent.
         action_space: of one agent.
         absent: lanes that are not open yet; they have streams of their own already.
+        ranks: that learn together; each has lanes and streams of its own.
 
     Raises:
         UnsupportedSpace: a space that can't be learned from.
@@ -100,16 +104,23 @@ class TrainingSession:
         action_space: spaces.Space[Any],
         *,
         absent: Sequence[AbsentLane] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         hp = self.hp = hyperparameters
+        self.ranks = ranks
         self.device = torch.device(hp.device)
         config = hp.model_config()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hp.seed)
             self.model = PolicyModel(observation_space, action_space, config).to(self.device)
             self.learner = self._make_learner(observation_space, action_space)
+        if ranks.size > 1:  # the same seed may give other weights on another machine
+            state = {"learner": self.learner.state_dict()}
+            self.learner.load_state_dict(joined(ranks.first(common_part(state)), own_part(state))["learner"])
         listed: list[Lane | AbsentLane] = [*lanes, *absent]
         num_agents = sum(lane.num_agents for lane in listed)
+        # Environments are seeded as those of one process would be that had the lanes of all ranks.
+        self._first_agent = sum(ranks.share(num_agents)[: ranks.rank])
         self._rollout_tokens = max(int(hp.rollout_steps or 1), num_agents)
         # Room for four even rollouts, or for one that the smallest lane filled alone, with its context.
         smallest = min(lane.num_agents for lane in listed)
@@ -123,7 +134,7 @@ class TrainingSession:
         self.store = StreamStore(num_agents, capacity, seen.width, actions.width, seen.pixel_width, sized_by)
         self.rewards = RewardScaler(num_agents, hp.gamma_init)
         self.observations = RunningMoments(self.model.observations.numeric_width)
-        self.generator = torch.Generator(self.device).manual_seed(hp.seed)
+        self.generator = torch.Generator(self.device).manual_seed(ranks.seed(hp.seed))
         explorer = Explorer(
             hp.exploration, required(hp.learning_starts), actions.numeric_width, num_agents, self.generator
         )
@@ -147,18 +158,19 @@ class TrainingSession:
     def _make_learner(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PPO | OffPolicy:
         if self.hp.algorithm == "offpolicy":
             critic = make_critic(observation_space, action_space, self.hp).to(self.device)
-            return OffPolicy(self.model, critic, self.hp, self.hp.seed)
+            return OffPolicy(self.model, critic, self.hp, self.ranks.seed(self.hp.seed), self.ranks)
         values = ValueModel(observation_space, action_space, self.hp.critic_config()).to(self.device)
-        return PPO(self.model, values, self.hp, self.hp.seed)
+        return PPO(self.model, values, self.hp, self.ranks.seed(self.hp.seed), self.ranks)
 
     def start(self) -> None:
         """Begin in the environments, or go on in them; new episodes of a resumed run have other seeds than before."""
-        self.collector.start((self.hp.seed + 1_000_003 * self.resumes) % _MAX_SEED, self._resumed_lanes)
+        seed = self.hp.seed + 1_000_003 * self.resumes + self._first_agent
+        self.collector.start(seed % _MAX_SEED, self._resumed_lanes)
         self._resumed_lanes = []
 
     def update(self) -> dict[str, float]:
         """Learn from what is new, then renormalise and rebuild what acting remembers."""
-        self.rewards.refresh()
+        self.rewards.refresh(self.ranks)
         first, last = self.store.trained.copy(), self.store.position.copy()
         metrics = self.learner.update(
             self.store,
@@ -174,7 +186,7 @@ class TrainingSession:
         if self.hp.normalize_observations:
             self._normalise(first, last)
         self._refresh_acting()
-        return metrics
+        return metrics_of_all_ranks(metrics, self.ranks)
 
     def _refresh_acting(self) -> None:
         """Have the acting policy take over what was learned, from time to time where little is learned at a time."""
@@ -205,7 +217,7 @@ class TrainingSession:
             self.store.obs[stream, np.arange(first[stream], last[stream]) % self.store.capacity, :width]
             for stream in range(self.store.num_streams)
         ]
-        self.observations.update(np.concatenate(rows))
+        self.observations.update(np.concatenate(rows), self.ranks)
         encoder = self.model.encoder
         encoder.obs_mean.copy_(torch.from_numpy(self.observations.mean))
         encoder.obs_scale.copy_(torch.from_numpy(self.observations.scale()))
@@ -239,7 +251,7 @@ class TrainingSession:
     def _sizes(self) -> dict[str, Any]:
         """Return what a checkpoint's weights must agree with."""
         sizes = ("num_layers", "critic_num_layers", "d_model", "num_heads", "max_input_states")
-        names = ("algorithm", "gpt_type", *sizes)
+        names = ("algorithm", "gpt_type", *sizes, "learn_gamma", "learn_lambda")
         return {name: getattr(self.hp, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -248,7 +260,7 @@ class TrainingSession:
         Raises:
             ConfigError: the checkpoint is of a model of other sizes, or of another environment.
         """
-        saved = {"gpt_type": "llama", **state["model"]}
+        saved = {"gpt_type": "llama", "learn_gamma": False, "learn_lambda": False, **state["model"]}
         for name, value in self._sizes().items():
             if saved.get(name) != value:
                 raise ConfigError(

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agentgpt_remote.trainer.normalization import mean_and_deviation
+from agentgpt_remote.trainer.ranks import ALONE, Ranks
 from agentgpt_remote.trainer.sampler import Chunks, Window
 from agentgpt_remote.trainer.streams import StreamStore
 
@@ -110,13 +112,14 @@ class Targets:
     valid: Bool
     lag: NDArray[np.int64]
 
-    def batch(self, store: StreamStore, window: Window, chunks: Chunks, device: torch.device) -> Batch:
-        """Return the targets of chunks as tensors."""
-        used = self.advantage[self.trained]
+    def batch(
+        self, store: StreamStore, window: Window, chunks: Chunks, device: torch.device, ranks: Ranks = ALONE
+    ) -> Batch:
+        """Return the targets of chunks as tensors; advantages are normalised over the rollouts of all ranks."""
         arrays: tuple[NDArray[Any], ...] = (
             window.gather(store, store.action),
             window.gather(store, store.log_prob),
-            (self.advantage - used.mean()) / (used.std() + 1e-8),
+            self.normalised_advantage(ranks),
             self.value_target,
             self.trained,
         )
@@ -128,6 +131,12 @@ class Targets:
             masks = window.gather(store, store.action_mask)[rows, chunks.column]
             allowed = torch.from_numpy(masks).to(device)
         return Batch(*(torch.from_numpy(part).to(device) for part in parts))._replace(action_mask=allowed)
+
+    def normalised_advantage(self, ranks: Ranks = ALONE) -> Float64:
+        """Return the advantages in units of their deviation over what all ranks train on, around their mean there."""
+        mean, deviation = mean_and_deviation(self.advantage[self.trained], ranks)
+        normalised: Float64 = (self.advantage - mean) / (deviation + 1e-8)
+        return normalised
 
     def metrics(self) -> dict[str, float]:
         """Return how well values explain returns, and the policy's lag in updates."""
@@ -188,9 +197,12 @@ class ValueScale(nn.Module):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
-    def update(self, targets: Tensor, head: nn.Linear, rate: float = 0.3) -> None:
-        """Move towards the moments of some targets, and correct the head."""
-        mean, std = targets.mean(), targets.std(correction=0).clamp(min=0.2)
+    def update(self, targets: Tensor, head: nn.Linear, rate: float = 0.3, ranks: Ranks = ALONE) -> None:
+        """Move towards the moments of all ranks' targets, and correct the head."""
+        mean, std = targets.mean(), targets.std(correction=0)
+        if ranks.size > 1:
+            mean, std = targets.new_tensor(mean_and_deviation(targets.cpu().numpy(), ranks))
+        std = std.clamp(min=0.2)
         if self.started:
             mean = torch.lerp(self.mean, mean, rate)
             std = torch.lerp(self.std, std, rate)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+
+from agentgpt_remote.trainer.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,15 @@ def host_of(lane: str) -> str:
     """
     name = lane.rpartition("/")[0] or lane
     return name.partition("://")[2] or name
+
+
+def hosts_of_all_ranks(hosts: Sequence[HostHealth], ranks: Ranks) -> list[HostHealth]:
+    """Return the health of all ranks' hosts; of several ranks each host is named after its rank as well."""
+    if ranks.size == 1:
+        return list(hosts)
+    rows = ranks.share([asdict(host) for host in hosts])
+    healths = [(rank, HostHealth(**told)) for rank, row in enumerate(rows) for told in row]
+    return [replace(health, name=f"rank-{rank}/{health.name}") for rank, health in healths]
 
 
 def host_metrics(hosts: Sequence[HostHealth]) -> dict[str, float | None]:

@@ -56,6 +56,7 @@ def test_drawn_sequences_are_what_was_stored(model: PolicyModel, capacity: int) 
         steps=6,
         model=model,
         context_blocks=2,
+        recent_fraction=0.0,
         version=3,
         device=torch.device("cpu"),
     )
@@ -70,6 +71,24 @@ def test_drawn_sequences_are_what_was_stored(model: PolicyModel, capacity: int) 
     assert (replay.cut[replay.terminated.bool()] == 1).all()
     ended = np.isin(replay.reward[replay.terminated.bool()].numpy(), store.reward[store.terminated].astype(np.float32))
     assert ended.all()
+
+
+def test_part_of_a_batch_is_of_the_newest_steps(model: PolicyModel) -> None:
+    store = StreamStore(3, 256, 3, 1)
+    fill(store, model, [200, 200, 200], seed=0)
+    store.reward[:] = np.arange(256)
+    given = {
+        "steps": 6,
+        "recent_steps": 30,
+        "model": model,
+        "context_blocks": 2,
+        "version": 0,
+        "device": torch.device("cpu"),
+    }
+    replay = draw(store, np.random.default_rng(1), sequences=400, recent_fraction=0.25, **given)
+    recent = (replay.reward >= 190).all(-1)
+    assert recent[:100].all()
+    assert float(recent[100:].float().mean()) < 0.1
 
 
 def test_twin_critics_share_nothing_and_tell_actions_apart() -> None:
@@ -147,7 +166,7 @@ def test_every_kind_of_action_is_learned(space: spaces.Space[Any], tmp_path: Pat
 
 
 def test_a_hybrid_action_is_learned_and_the_bundle_acts(tmp_path: Path) -> None:
-    result = run(tmp_path, max_steps=5000, replay_ratio=8, lr_init=3e-3)
+    result = run(tmp_path, max_steps=5000, replay_ratio=8, lr_init=3e-3, critic_lr_factor=1.0)
     assert result.episode_return is not None
     assert result.episode_return > 17  # 12 at random, 24 at best
     with GPTPolicy(str(result.bundle)) as policy:
