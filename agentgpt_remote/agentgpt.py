@@ -8,6 +8,7 @@ from typing import Any
 
 from agentgpt_remote.policy.gpt_policy import GPTPolicy
 from agentgpt_remote.policy.local_server import LocalPolicyServer
+from agentgpt_remote.policy.runner import Engine
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.run import TrainingRun, start_training
 
@@ -56,6 +57,7 @@ class AgentGPT:
         seed: int | None = None,
         watch: bool = False,
         max_agents: int | None = None,
+        engine: Engine = "auto",
     ) -> GPTPolicy:
         """Start a policy server on this machine and return a policy that acts through it.
 
@@ -68,6 +70,7 @@ class AgentGPT:
             seed: seed of sampling.
             watch: take new weights when the bundle changes, as while it is being trained.
             max_agents: most agents at once; by default as many as fit in 4 GiB.
+            engine: what runs the model, see :class:`GPTPolicy`.
 
         Returns:
             A policy; closing it ends the server, and so does the end of this process.
@@ -76,5 +79,7 @@ class AgentGPT:
             BundleError: the bundle is missing, damaged or of another version.
             PortInUse: another process listens on the port.
         """
-        server = LocalPolicyServer(bundle, host=host, port=port, token=token, watch=watch, max_agents=max_agents)
+        server = LocalPolicyServer(
+            bundle, host=host, port=port, token=token, watch=watch, max_agents=max_agents, engine=engine
+        )
         return server.policy(deterministic=deterministic, seed=seed)

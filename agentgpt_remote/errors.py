@@ -162,6 +162,7 @@ _EXTRA_OF_MODULE = {
     "wandb": "wandb",
     "boto3": "cloud",
     "botocore": "cloud",
+    "onnxruntime": "onnx",
 }
 
 

@@ -147,7 +147,7 @@ def test_unknown_public_name_says_what_there_is() -> None:
 
 def test_missing_extra_names_the_command() -> None:
     code = (
-        "import sys; sys.modules['torch'] = None; import agentgpt_remote\n"
+        "import sys; sys.modules['torch'] = sys.modules['onnxruntime'] = None; import agentgpt_remote\n"
         "try: agentgpt_remote.GPTPolicy('folder')\n"
         "except Exception as error: print(type(error).__name__, error)"
     )

@@ -14,6 +14,7 @@ from agentgpt_remote.cli.options import ClientToken, Host, Json, Port, TLSCert, 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to ``app``."""
     app.command()(run)
+    app.command()(export)
     app.command("eval")(evaluate)
 
 
@@ -32,19 +33,48 @@ def run(
         float | None,
         typer.Option(min=0, help="How long a request waits for those of others; by default a pass of the model."),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="What runs the model: auto (the fastest that is installed), eager, compile or onnx.")
+    ] = "auto",
 ) -> None:
     """Serve a policy until Ctrl-C; `GPTPolicy(url)` acts with it."""
+    from agentgpt_remote.policy.opening import OpenedPolicy
+    from agentgpt_remote.policy.runner import check_engine
     from agentgpt_remote.policy.server import PolicyServerOptions, serve_policy
     from agentgpt_remote.serving import TLS
 
     def announce(url: str) -> None:
         print(f'serving {bundle} at {url}; act with GPTPolicy("{url}"); Ctrl-C ends it', flush=True)
+        told = opened.runner.describe()
+        print(f"engine {told['engine']}: {told['why']}", flush=True)
 
     batch_wait_s = None if batch_wait_ms is None else batch_wait_ms / 1000
-    options = PolicyServerOptions(watch=watch, max_agents=max_agents, batch_wait_s=batch_wait_s)
+    options = PolicyServerOptions(
+        watch=watch, max_agents=max_agents, batch_wait_s=batch_wait_s, engine=check_engine(engine)
+    )
     tls = TLS.of(tls_cert, tls_key)
+    opened = OpenedPolicy(bundle, engine=options.engine, max_agents=max_agents)
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
-        serve_policy(bundle, host=host, port=port, token=token, tls=tls, options=options, on_ready=announce)
+        serve_policy(opened, host=host, port=port, token=token, tls=tls, options=options, on_ready=announce)
+
+
+def export(
+    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle.")],
+    out: Annotated[str | None, typer.Option(help="File to write; by default policy.onnx in the bundle.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a policy as an ONNX file, for Unity Sentis, C++ or any other runtime, and check it against torch."""
+    from agentgpt_remote.policy.export import export_onnx
+
+    result = export_onnx(bundle, out)
+    if as_json:
+        print(json.dumps(result.to_dict()))
+        return
+    print(f"wrote {result.path} ({result.bytes:,} bytes, opset {result.opset})")
+    print(
+        f"outputs are within {result.max_difference:.1e} of torch's over {result.checked_steps} steps; "
+        f'act with GPTPolicy("{result.path}"), or from other languages by docs/export.md'
+    )
 
 
 def evaluate(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from typing import Any
 
 import msgspec
-import torch
+from gymnasium.error import DependencyNotInstalled
 
 from agentgpt_remote.errors import AgentGPTError
 from agentgpt_remote.policy.server import PolicyServerOptions, serve_policy
@@ -21,12 +22,15 @@ def main() -> None:
     """Serve the bundle that the payload names; report the URL, or the error that kept it from starting."""
     settings: dict[str, Any] = msgspec.json.decode(read_payload())
     watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    # torch's own number already respects OMP_NUM_THREADS and the cores that are really there.
-    torch.set_num_threads(min(_THREADS, torch.get_num_threads()))
+    with contextlib.suppress(ImportError):
+        import torch
+
+        # torch's own number already respects OMP_NUM_THREADS and the cores that are really there.
+        torch.set_num_threads(min(_THREADS, torch.get_num_threads()))
     try:
         options = PolicyServerOptions(**settings.pop("options"))
         serve_policy(**settings, options=options, on_ready=lambda url: report_ready(url=url))
-    except AgentGPTError as error:
+    except (AgentGPTError, DependencyNotInstalled) as error:
         report_ready(error=error_to_dict(error))
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agentgpt_remote.errors import AgentGPTError
-from agentgpt_remote.policy.engine import Decision, PolicyEngine, SlotIndex
+from agentgpt_remote.policy.engine import Decision, PolicyEngine
 from agentgpt_remote.policy.features import Float32
 from agentgpt_remote.policy.history import Steps
 from agentgpt_remote.policy.options import ActOptions, mix
+from agentgpt_remote.policy.runner import SlotIndex
 
 _REMEMBERED = 4096
 _NO_IDS: frozenset[str] = frozenset()

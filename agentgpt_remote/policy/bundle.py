@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import safetensors
 import safetensors.torch
 
 from agentgpt_remote._version import __version__
 from agentgpt_remote.errors import BundleError, ConfigError, UnsupportedSpace
 from agentgpt_remote.files import replacing
+from agentgpt_remote.policy.bundle_files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    damaged,
+    read_bundle,
+    weights_errors,
+)
 from agentgpt_remote.policy.card import model_card
 from agentgpt_remote.policy.config import GPTConfig
 from agentgpt_remote.policy.model import PolicyModel
-from agentgpt_remote.spaces import space_from_dict, space_to_dict
-
-FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+from agentgpt_remote.spaces import space_to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,59 +92,26 @@ def load_bundle(path: str | Path, *, device: str = "cpu") -> Bundle:
             not fit the configuration.
         ConfigError: there is no such device here.
     """
-    folder = Path(path)
-    fields = _read_config(folder)
+    files = read_bundle(path)
     try:
-        observation_space = space_from_dict(fields["observation_space"])
-        action_space = space_from_dict(fields["action_space"])
-        # A bundle that does not name the image encoder is from before there was one.
-        config = GPTConfig.from_dict({"image_encoder": "none", **fields["model"]})
-        model = PolicyModel(observation_space, action_space, config)
-    except (KeyError, TypeError, ConfigError, UnsupportedSpace) as error:
-        raise BundleError(f"{folder / CONFIG_FILE} is damaged: {error!r}; train or export the policy again") from error
-    _load_weights(model, folder / WEIGHTS_FILE)
+        model = PolicyModel(files.observation_space, files.action_space, files.config)
+    except (ConfigError, UnsupportedSpace) as error:
+        raise damaged(files.path, error) from error
+    with weights_errors(files.path) as weights:
+        tensors = safetensors.torch.load(weights.read_bytes())
+    try:
+        model.load_state_dict(tensors)
+    except (RuntimeError, KeyError) as error:
+        raise BundleError(f"{files.path / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {error}") from error
     try:
         model = model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={device!r}: expected a torch device of this machine, such as 'cpu'") from error
     return Bundle(
-        path=folder,
+        path=files.path,
         model=model.eval().requires_grad_(False),
-        observation_space=observation_space,
-        action_space=action_space,
-        config=config,
-        provenance=dict(fields.get("provenance") or {}),
+        observation_space=files.observation_space,
+        action_space=files.action_space,
+        config=files.config,
+        provenance=files.provenance,
     )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    inner = folder / "policy"
-    hint = f": did you mean {inner}?" if (inner / CONFIG_FILE).exists() else ""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        version, _ = fields["format_version"], fields["observation_space"]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        hint = hint or "; `agentgpt train SOURCE` writes one to runs/RUN_ID/policy"
-        raise BundleError(f"no policy bundle at {folder} ({CONFIG_FILE} is missing){hint}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is not a bundle's configuration ({error!r}){hint}") from error
-    if version != FORMAT_VERSION:
-        side = "upgrade agentgpt-remote" if isinstance(version, int) and version > FORMAT_VERSION else "train it again"
-        raise BundleError(
-            f"{folder} has bundle format {version!r} (written by agentgpt-remote {fields.get('agentgpt_remote')}), "
-            f"this is agentgpt-remote {__version__}, which reads format {FORMAT_VERSION}: {side}"
-        )
-    return dict(fields)
-
-
-def _load_weights(model: PolicyModel, path: Path) -> None:
-    try:
-        tensors = safetensors.torch.load(path.read_bytes())
-        model.load_state_dict(tensors)
-    except FileNotFoundError as error:
-        raise BundleError(f"{path} is missing: copy the whole folder of the bundle") from error
-    except (OSError, safetensors.SafetensorError) as error:
-        raise BundleError(f"{path} is damaged or cut short ({error}): copy it again") from error
-    except (RuntimeError, KeyError) as error:
-        raise BundleError(f"{path} does not fit {CONFIG_FILE} beside it: {error}") from error

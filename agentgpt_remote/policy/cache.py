@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agentgpt_remote.policy.config import GPTConfig
+from agentgpt_remote.policy.config import GPTConfig, rope_period
 
 Slots = slice | Tensor
-
-
-def rope_period(window: int) -> int:
-    """Return after how many tokens positions repeat; a multiple of the window."""
-    return max(64, -(-4096 // window)) * window
 
 
 class KVCache:

@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from agentgpt_remote.policy.images import ImageLeaf
 
-_LARGE_SIDE = 48  # images with no shorter side are reduced by four at once
-_SMALL_MAP = 6  # maps no larger than this are flattened
 _MAX_IMAGES = 1024  # embedded at once where no gradient is wanted, which bounds the memory
 
 
@@ -23,17 +21,15 @@ class ImageCNN(nn.Module):
     def __init__(self, leaf: ImageLeaf, width: int) -> None:
         super().__init__()
         self.leaf = leaf
-        shape, channels = (leaf.height, leaf.width), 16
-        if min(shape) >= _LARGE_SIDE:
-            layers: list[nn.Module] = [nn.Conv2d(leaf.channels, channels, 8, 4, 2)]
-            shape = (shape[0] // 4, shape[1] // 4)
-        else:
-            layers = [nn.Conv2d(leaf.channels, channels, 3, _stride(shape), 1)]
-            shape = _halved(shape)
-        while max(shape) > _SMALL_MAP:
-            layers += [nn.ReLU(), nn.Conv2d(channels, 32, 3, _stride(shape), 1)]
-            shape, channels = _halved(shape), 32
-        self.layers = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(channels * shape[0] * shape[1], width))
+        first, *strides = leaf.convolution_strides()
+        channels = 16
+        kernel, padding = (8, 2) if leaf.is_large else (3, 1)
+        layers: list[nn.Module] = [nn.Conv2d(leaf.channels, channels, kernel, first, padding)]
+        for stride in strides:
+            layers += [nn.ReLU(), nn.Conv2d(channels, 32, 3, stride, 1)]
+            channels = 32
+        height, columns = leaf.map_shape
+        self.layers = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(channels * height * columns, width))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -62,13 +58,3 @@ class ImageCNN(nn.Module):
             x = images.view(-1, leaf.channels, leaf.height, leaf.width)
         result: Tensor = self.norm(self.layers(x.to(self.norm.weight.dtype).div_(255.0)))  # (N, C, H, W) -> (N, width)
         return result
-
-
-def _stride(shape: tuple[int, int]) -> tuple[int, int]:
-    return (2 if shape[0] > _SMALL_MAP else 1, 2 if shape[1] > _SMALL_MAP else 1)
-
-
-def _halved(shape: tuple[int, int]) -> tuple[int, int]:
-    """Return the shape after a convolution of size 3 with padding 1 and :func:`_stride`."""
-    strides = _stride(shape)
-    return (-(-shape[0] // strides[0]), -(-shape[1] // strides[1]))

@@ -13,6 +13,11 @@ GPTType = Literal["llama", "gpt2"]
 ImageEncoder = Literal["cnn", "none"]
 
 
+def rope_period(window: int) -> int:
+    """Return after how many tokens positions repeat; a multiple of the window."""
+    return max(64, -(-4096 // window)) * window
+
+
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
     """Sizes of the transformer.

@@ -4,43 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from agentgpt_remote.errors import BundleError, CapacityReached, ConfigError
-from agentgpt_remote.policy.cache import KVCache, Slots
+from agentgpt_remote.policy.choosing import ActionChooser
 from agentgpt_remote.policy.control import NeutralActions
 from agentgpt_remote.policy.features import Float32
 from agentgpt_remote.policy.history import Rows, StepHistory, Steps, history_length
 from agentgpt_remote.policy.images import UInt8
-from agentgpt_remote.policy.model import PolicyModel
 from agentgpt_remote.policy.options import ActOptions
+from agentgpt_remote.policy.runner import ActorSpec, Runner, SlotIndex
 
 DEFAULT_MAX_AGENTS = 65_536
 MAX_CACHE_BYTES = 4 * 2**30
 _FIRST_SLOTS = 16
 _CHUNK_TOKENS = 16_384
+_FLOAT_BYTES = 4
 _NOBODY = np.int64(2**62)
 
 Dropped = Callable[[str], None]
-
-
-class SlotIndex(NamedTuple):
-    """Some slots, in the forms that numpy and torch read fastest.
-
-    Attributes:
-        rows: int64 array.
-        slots: the same as a slice where they are consecutive, else as a tensor.
-        at: the same for numpy.
-    """
-
-    rows: Rows
-    slots: Slots
-    at: slice | Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +56,13 @@ class PolicyEngine:
     for longest make room.
 
     Args:
-        model: the actor.
+        runner: what runs the model; or the model itself, which torch runs eagerly.
         max_agents: most agents at once; by default 65,536, or as many as fit in 4 GiB.
     """
 
-    def __init__(self, model: PolicyModel, max_agents: int | None = None) -> None:
-        self.model = model
-        self._device = model.log_std.device
+    def __init__(self, runner: Any, max_agents: int | None = None) -> None:
+        self.runner = _as_runner(runner)
+        model = self.model
         self.history = StepHistory(model.observations, model.actions, history_length(model.config))
         if max_agents is None:
             slot_bytes = _cache_bytes(model) + self.history.slot_bytes
@@ -85,15 +70,22 @@ class PolicyEngine:
         self.max_agents = max_agents
         self.num_dropped = 0
         self._neutral = NeutralActions(model.actions)
-        self._generator = torch.Generator(device=self._device)
+        self._chooser = self._new_chooser()
         self._capacity, self._tick = 0, 0
-        self._cache = model.make_cache(0)
         self._previous = np.zeros((0, model.actions.width), np.float32)
         self._stale = np.zeros(0, np.bool_)
         self._used = np.zeros(0, np.int64)  # the round in which each slot last acted
         self._owners: list[tuple[str, Dropped] | None] = []
         self._free: list[int] = []
         self._grow(min(_FIRST_SLOTS, max_agents))
+
+    @property
+    def model(self) -> ActorSpec:
+        """The actor: its spaces and sizes."""
+        return self.runner.model
+
+    def _new_chooser(self) -> ActionChooser:
+        return ActionChooser(self.model.actions, self.model.config.squashed, self.runner.log_std)
 
     @property
     def num_agents(self) -> int:
@@ -106,9 +98,8 @@ class PolicyEngine:
         return self.model.config.max_input_states
 
     def _grow(self, capacity: int) -> None:
-        cache, old, extra = self.model.make_cache(capacity), self._capacity, capacity - self._capacity
-        _copy_cache(self._cache, cache, old)
-        self._cache = cache
+        old, extra = self._capacity, capacity - self._capacity
+        self.runner.grow(capacity)
         self._previous = np.concatenate((self._previous, np.zeros((extra, self._previous.shape[1]), np.float32)))
         self._stale = np.concatenate((self._stale, np.zeros(extra, np.bool_)))
         self._used = np.concatenate((self._used, np.full(extra, _NOBODY)))
@@ -181,7 +172,7 @@ class PolicyEngine:
         self._previous[slot] = previous
         self._stale[slot] = True
 
-    def replace_model(self, model: PolicyModel) -> None:
+    def replace_model(self, model: Any) -> None:
         """Act with other weights from here on; the agents' memories are made anew from their steps.
 
         Raises:
@@ -193,7 +184,8 @@ class PolicyEngine:
             raise BundleError(
                 "the new bundle has other spaces or sizes than the one that is served: start a new server"
             )
-        self.model = model
+        self.runner.replace(model)
+        self._chooser = self._new_chooser()
         self._stale[:] = True
 
     def index(self, slots: list[int]) -> SlotIndex:
@@ -202,10 +194,9 @@ class PolicyEngine:
         rows = np.asarray(slots, np.int64)
         if slots == list(range(start, start + count)):
             part = slice(start, start + count)
-            return SlotIndex(rows, part, part)
-        return SlotIndex(rows, torch.from_numpy(rows).to(self._device), rows)
+            return SlotIndex(rows, part)
+        return SlotIndex(rows, rows)
 
-    @torch.inference_mode()
     def decide(self, decisions: Sequence[Decision]) -> list[Float32]:
         """Return compact actions for each of some batches, whose slots all differ.
 
@@ -258,21 +249,12 @@ class PolicyEngine:
             options=decisions[0].options,
         )
 
-    def _next_token(self, decision: Decision, previous: Float32) -> Tensor:
+    def _next_token(self, decision: Decision, previous: Float32) -> Float32:
         """Return the model's outputs by the KV cache."""
         stale = self._stale[decision.index.at] & ~decision.is_first
         if stale.any():
             self._rebuild(decision.index.rows[stale])
-        first = torch.from_numpy(decision.is_first).to(self._device)
-        pixels = None if decision.pixels is None else torch.tensor(decision.pixels, device=self._device)
-        return self.model.act_step(
-            torch.tensor(decision.obs, device=self._device),
-            torch.from_numpy(previous).to(self._device),
-            first,
-            self._cache,
-            decision.index.slots,
-            pixels,
-        )
+        return self.runner.step(decision.obs, previous, decision.is_first, decision.index, decision.pixels)
 
     def _rebuild(self, rows: Rows) -> None:
         """Make keys and values of slots anew from their last steps."""
@@ -280,12 +262,9 @@ class PolicyEngine:
         length = -(-int(self.history.held(rows).max()) // window) * window
         for chunk in _chunks(rows, length):
             steps = self.history.last(chunk, length)
-            obs, previous, first, pixels = self._tensors(steps)
-            inputs = self.model.encoder.prepare(obs, previous, first, pixels)
-            slots = torch.from_numpy(chunk).to(self._device)
-            self.model.rebuild_cache(inputs, first, self._cache, slots)
+            self.runner.rebuild(chunk, *self.history.split(steps.rows), steps.pixels)
 
-    def _short_memory(self, decision: Decision, previous: Float32, window: int) -> Tensor:
+    def _short_memory(self, decision: Decision, previous: Float32, window: int) -> Float32:
         """Return the outputs of a model that is given the last ``window`` steps and nothing before them."""
         rows = self.history.row(decision.obs, previous, decision.is_first)
         outputs = []
@@ -296,46 +275,41 @@ class PolicyEngine:
             if before.pixels is not None and decision.pixels is not None:
                 pixels = np.concatenate((before.pixels, decision.pixels[chunk, None]), axis=1)
             steps[:, 0, -1] = 1.0
-            obs, past, first, images = self._tensors(Steps(steps, pixels))
-            outputs.append(self.model.act_short(obs, past, first, images))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            outputs.append(self.runner.short(*self.history.split(steps), pixels))
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
-    def _tensors(self, steps: Steps) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        obs, previous, first = self.history.split(steps.rows)
-        obs_tensor = torch.tensor(obs, device=self._device)
-        previous_tensor = torch.tensor(previous, device=self._device)
-        first_tensor = torch.tensor(first, device=self._device)
-        pixels = None if steps.pixels is None else torch.tensor(steps.pixels, device=self._device)
-        return obs_tensor, previous_tensor, first_tensor, pixels
-
-    def _choose(self, decisions: Sequence[Decision], params: Tensor) -> list[Float32]:
+    def _choose(self, decisions: Sequence[Decision], params: Float32) -> list[Float32]:
         """Return the actions of each batch from the outputs of all of them."""
         if len(decisions) == 1:
             return [self._choose_one(decisions[0].options, params)]
-        counts = [len(decision.obs) for decision in decisions]
-        plain = all(d.options.deterministic and d.options.action_mask is None for d in decisions)
-        if not plain:
-            parts = torch.split(params, counts)
+        ends = np.cumsum([len(decision.obs) for decision in decisions])[:-1]
+        if not all(d.options.deterministic and d.options.action_mask is None for d in decisions):
+            parts = np.split(params, ends)
             return [self._choose_one(d.options, part) for d, part in zip(decisions, parts, strict=True)]
-        likeliest: Float32 = self.model.distribution(params).mode().cpu().numpy()
-        vectors = np.split(likeliest, np.cumsum(counts)[:-1])
+        vectors = np.split(self._chooser.mode(params, None), ends)
         for decision, part in zip(decisions, vectors, strict=True):
             if decision.options.in_control is not None:
                 self._neutral.take_over(part, decision.options.in_control, None)
         return vectors
 
-    def _choose_one(self, options: ActOptions, params: Tensor) -> Float32:
-        mask = None if options.action_mask is None else torch.tensor(options.action_mask, device=self._device)
-        distribution = self.model.distribution(params, mask)
+    def _choose_one(self, options: ActOptions, params: Float32) -> Float32:
         if options.deterministic:
-            actions = distribution.mode()
+            vectors = self._chooser.mode(params, options.action_mask)
         else:
             # A seed per call makes draws the same however often a call is repeated, and wherever.
-            actions = distribution.sample(self._generator.manual_seed(options.seed & (2**63 - 1)))
-        vectors: Float32 = actions.cpu().numpy()
+            vectors = self._chooser.sample(params, options.action_mask, options.seed)
         if options.in_control is not None:
             self._neutral.take_over(vectors, options.in_control, options.action_mask)
         return vectors
+
+
+def _as_runner(runner: Any) -> Runner:
+    if hasattr(runner, "rebuild"):
+        result: Runner = runner
+        return result
+    from agentgpt_remote.policy.torch_runner import TorchRunner
+
+    return TorchRunner(runner)
 
 
 def _chunks(rows: Rows, tokens: int) -> list[Rows]:
@@ -344,14 +318,7 @@ def _chunks(rows: Rows, tokens: int) -> list[Rows]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _cache_bytes(model: PolicyModel) -> int:
+def _cache_bytes(model: ActorSpec) -> int:
     """Return the size of one agent's keys and values in the cache."""
     config = model.config
-    return 2 * config.num_layers * config.d_model * config.max_input_states * model.log_std.element_size()
-
-
-def _copy_cache(old: KVCache, new: KVCache, count: int) -> None:
-    new.keys[:, :count] = old.keys
-    new.values[:, :count] = old.values
-    new.clock[:count] = old.clock
-    new.length[:count] = old.length
+    return 2 * _FLOAT_BYTES * config.num_layers * config.d_model * config.max_input_states

@@ -22,6 +22,7 @@ from agentgpt_remote.policy.observations import as_batch_of_one, batch_observati
 from agentgpt_remote.policy.options import ActOptions, mix
 from agentgpt_remote.policy.prediction import PredictState, count_rows, predicted_agents
 from agentgpt_remote.policy.prefetch import Prefetch
+from agentgpt_remote.policy.runner import Engine
 from agentgpt_remote.policy.settings import PolicySettings, is_integer
 from agentgpt_remote.policy.wire import check_ended, check_ids
 
@@ -38,14 +39,17 @@ class GPTPolicy(PolicySettings):
     Calls from several threads are done one after another.
 
     Args:
-        source: folder of a bundle (acts in this process), the URL of a policy server (``ws://``, ``http://``, or with
-            TLS ``wss://``, ``https://``), or ``sagemaker://ENDPOINT_NAME``.
+        source: folder of a bundle or a file that ``agentgpt export`` wrote (acts in this process), the URL of a policy
+            server (``ws://``, ``http://``, or with TLS ``wss://``, ``https://``), or ``sagemaker://ENDPOINT_NAME``.
         deterministic: take the likeliest action; ``False`` samples.
         seed: seed of sampling, and of the draws of control values below 1; ``None`` takes entropy. Equal calls of
             policies with equal seeds return equal actions, whatever the kind of source.
         token: token of the policy server; ``AGENTGPT_TOKEN`` by default.
         timeout_s: deadline of connecting and of each call, in seconds.
         device: torch device of a bundle in this process.
+        engine: what runs a bundle in this process: "eager" or "compile" (torch), "onnx" (ONNX Runtime, without torch)
+            or "auto", which measures eager and onnx where both are installed and takes the faster one.
+            ``status()["server"]["engine"]`` tells which, and why.
 
     Attributes:
         observation_space: space of one agent's observations.
@@ -57,7 +61,7 @@ class GPTPolicy(PolicySettings):
         HostUnreachable: nothing listens at the URL in time.
         AuthError: the server's token is missing or wrong.
         ProtocolMismatch: the server speaks another version.
-        ConfigError: the seed, timeout, device or kind of source makes no sense.
+        ConfigError: the seed, timeout, device, engine or kind of source makes no sense.
     """
 
     def __init__(
@@ -69,8 +73,9 @@ class GPTPolicy(PolicySettings):
         token: str | None = None,
         timeout_s: float = 30.0,
         device: str = "cpu",
+        engine: Engine = "auto",
     ) -> None:
-        super().__init__(source, seed=seed, token=token, timeout_s=timeout_s, device=device)
+        super().__init__(source, seed=seed, token=token, timeout_s=timeout_s, device=device, engine=engine)
         self.deterministic = deterministic
         self._masks = ActionMasks(ActionFeatures(self.action_space))
         self._executor: ThreadPoolExecutor | None = None

@@ -9,6 +9,7 @@ from typing import Self
 import msgspec
 
 from agentgpt_remote.policy.gpt_policy import GPTPolicy
+from agentgpt_remote.policy.runner import Engine
 from agentgpt_remote.processes import ChildProcess
 from agentgpt_remote.remote_errors import error_from_dict
 from agentgpt_remote.serving import resolve_token
@@ -24,6 +25,7 @@ class LocalPolicyServer:
         token: ``AGENTGPT_TOKEN`` by default, else a random one on loopback.
         watch: take new weights when the bundle changes.
         max_agents: most agents at once; by default as many as fit in 4 GiB.
+        engine: what runs the model, see :class:`GPTPolicy`.
 
     Attributes:
         url: where it listens.
@@ -43,6 +45,7 @@ class LocalPolicyServer:
         token: str | None = None,
         watch: bool = False,
         max_agents: int | None = None,
+        engine: Engine = "auto",
     ) -> None:
         self.token = resolve_token(token) or secrets.token_urlsafe(24)
         settings = {
@@ -50,7 +53,7 @@ class LocalPolicyServer:
             "host": host,
             "port": port,
             "token": self.token,
-            "options": {"watch": watch, "max_agents": max_agents},
+            "options": {"watch": watch, "max_agents": max_agents, "engine": engine},
         }
         self._process = ChildProcess.start(["-m", "agentgpt_remote.policy"], msgspec.json.encode(settings))
         failure = self._process.ready.get("error")

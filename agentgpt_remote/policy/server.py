@@ -22,9 +22,10 @@ from agentgpt_remote.errors import ConfigError, check_seconds
 from agentgpt_remote.policy import wire
 from agentgpt_remote.policy.act_endpoint import MAX_FRAME_BYTES, ActEndpoint
 from agentgpt_remote.policy.batching import Batcher
-from agentgpt_remote.policy.bundle import Bundle, load_bundle
 from agentgpt_remote.policy.engine import PolicyEngine
 from agentgpt_remote.policy.invocations import Invocation, Invocations
+from agentgpt_remote.policy.opening import OpenedPolicy
+from agentgpt_remote.policy.runner import Engine, check_engine
 from agentgpt_remote.policy.session import Layouts, PolicySession
 from agentgpt_remote.policy.watching import BundleWatcher
 from agentgpt_remote.serving import TLS, BackgroundServer, NotFound, ServerOptions, resolve_token, run_app
@@ -46,6 +47,7 @@ class PolicyServerOptions:
             a pass through the model takes, at most 0.02, while requests follow each other closely.
         watch: take new weights when the bundle changes.
         watch_interval_s: how often to look, in seconds.
+        engine: what runs the model, see :class:`~agentgpt_remote.policy.gpt_policy.GPTPolicy`.
     """
 
     max_agents: int | None = None
@@ -53,6 +55,7 @@ class PolicyServerOptions:
     batch_wait_s: float | None = None
     watch: bool = False
     watch_interval_s: float = 1.0
+    engine: Engine = "auto"
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -65,6 +68,7 @@ class PolicyServerOptions:
         if self.batch_wait_s is not None:
             check_seconds("batch_wait_s", self.batch_wait_s, zero=True)
         check_seconds("watch_interval_s", self.watch_interval_s)
+        check_engine(self.engine)
 
 
 class PolicyService:
@@ -73,18 +77,18 @@ class PolicyService:
     The event loop never waits for the model, so health checks are answered while it works.
 
     Args:
-        bundle: the policy.
+        opened: the policy.
         options: how to work.
     """
 
-    def __init__(self, bundle: Bundle, options: PolicyServerOptions) -> None:
-        self.engine = PolicyEngine(bundle.model, options.max_agents)
-        self._layouts = Layouts(Layout(bundle.observation_space), Layout(bundle.action_space))
+    def __init__(self, opened: OpenedPolicy, options: PolicyServerOptions) -> None:
+        self.engine = PolicyEngine(opened.runner, options.max_agents)
+        self._layouts = Layouts(Layout(opened.observation_space), Layout(opened.action_space))
         self.invocations = Invocations(self.engine, self._layouts, self.describe)
         self.batcher = Batcher(self.engine, options.batch_wait_s)
         self.acting = ActEndpoint(self.batcher, self._new_session, self.engine, options.max_sessions)
         self._options = options
-        self._watcher = BundleWatcher(bundle) if options.watch else None
+        self._watcher = BundleWatcher(opened) if options.watch else None
         self._started = time.time()
 
     def _new_session(self) -> PolicySession:
@@ -102,6 +106,7 @@ class PolicyService:
             "requests": self.batcher.num_requests,
             "batches": self.batcher.num_rounds,
             "reloads": 0 if self._watcher is None else self._watcher.num_reloads,
+            "engine": self.engine.runner.describe(),
             "uptime_s": round(time.time() - self._started, 1),
         }
 
@@ -151,14 +156,14 @@ async def _limited_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def policy_app(bundle: Bundle, options: PolicyServerOptions | None = None) -> Starlette:
-    """Return the ASGI application that serves a bundle, without authentication.
+def policy_app(opened: OpenedPolicy, options: PolicyServerOptions | None = None) -> Starlette:
+    """Return the ASGI application that serves a policy, without authentication.
 
     Args:
-        bundle: the policy.
+        opened: the policy.
         options: how to work.
     """
-    service = PolicyService(bundle, options or PolicyServerOptions())
+    service = PolicyService(opened, options or PolicyServerOptions())
     routes = [
         Route("/ping", service.ping),
         Route("/health", service.ping),
@@ -172,7 +177,7 @@ def policy_app(bundle: Bundle, options: PolicyServerOptions | None = None) -> St
 
 @overload
 def serve_policy(
-    bundle: str | Path,
+    bundle: str | Path | OpenedPolicy,
     *,
     host: str = ...,
     port: int = ...,
@@ -184,7 +189,7 @@ def serve_policy(
 ) -> None: ...
 @overload
 def serve_policy(
-    bundle: str | Path,
+    bundle: str | Path | OpenedPolicy,
     *,
     host: str = ...,
     port: int = ...,
@@ -194,7 +199,7 @@ def serve_policy(
     block: Literal[False],
 ) -> BackgroundServer: ...
 def serve_policy(
-    bundle: str | Path,
+    bundle: str | Path | OpenedPolicy,
     *,
     host: str = "127.0.0.1",
     port: int = DEFAULT_PORT,
@@ -207,7 +212,7 @@ def serve_policy(
     """Serve a bundle.
 
     Args:
-        bundle: its folder.
+        bundle: its folder, a file that ``agentgpt export`` wrote, or one of them that is open.
         host: address to listen on; anything but loopback needs a token.
         port: 0 takes a free one.
         token: secret that clients must present; ``AGENTGPT_TOKEN`` by default.
@@ -224,8 +229,12 @@ def serve_policy(
         AuthError: the address is not loopback and there is no token.
         PortInUse: another process listens on the port.
         ConfigError: an option is out of range, or the certificate can't be read.
+        DependencyNotInstalled: what the engine needs is not installed.
     """
-    app = policy_app(load_bundle(bundle), options)
+    options = options or PolicyServerOptions()
+    if not isinstance(bundle, OpenedPolicy):
+        bundle = OpenedPolicy(bundle, engine=options.engine, max_agents=options.max_agents)
+    app = policy_app(bundle, options)
     listening = ServerOptions(
         host=host, port=port, token=resolve_token(token), tls=tls, max_frame_bytes=MAX_FRAME_BYTES
     )

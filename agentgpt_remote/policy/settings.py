@@ -18,6 +18,7 @@ from gymnasium.vector.utils import batch_space
 from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.policy.agent_book import AgentBook
 from agentgpt_remote.policy.options import mix
+from agentgpt_remote.policy.runner import Engine
 from agentgpt_remote.policy.source import open_source
 from agentgpt_remote.policy.wire import check_ended, check_ids
 
@@ -28,14 +29,21 @@ class PolicySettings:
     """Memory, control, samples and status of a policy; see :class:`~agentgpt_remote.policy.gpt_policy.GPTPolicy`."""
 
     def __init__(
-        self, source: str | Path, *, seed: int | None, token: str | None, timeout_s: float, device: str
+        self,
+        source: str | Path,
+        *,
+        seed: int | None,
+        token: str | None,
+        timeout_s: float,
+        device: str,
+        engine: Engine = "auto",
     ) -> None:
         if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise ConfigError(f"seed={seed!r}: expected None or an integer from 0 to 2**63 - 1")
         if not (isinstance(timeout_s, int | float) and 0 < timeout_s < math.inf):
             raise ConfigError(f"timeout_s={timeout_s!r}: expected seconds, more than 0")
         self._name = str(source)
-        self._source = open_source(self._name, token=token, timeout_s=timeout_s, device=device)
+        self._source = open_source(self._name, token=token, timeout_s=timeout_s, device=device, engine=engine)
         self.observation_space: Space[Any] = self._source.observation_space
         self.action_space: Space[Any] = self._source.action_space
         self._book = AgentBook(self._source.max_agents)

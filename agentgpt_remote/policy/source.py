@@ -9,6 +9,7 @@ from gymnasium import Space
 from agentgpt_remote.endpoints import SAGEMAKER_SCHEME
 from agentgpt_remote.errors import ConfigError, missing_dependency
 from agentgpt_remote.policy.options import ActOptions
+from agentgpt_remote.policy.runner import Engine, check_engine
 
 _URL_SCHEMES = ("ws://", "wss://", "http://", "https://")
 
@@ -45,21 +46,22 @@ class LocalSource:
     """A bundle in this process.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder, or an exported file.
         device: torch device.
+        engine: what runs it.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.
     """
 
-    def __init__(self, path: str, *, device: str) -> None:
+    def __init__(self, path: str, *, device: str, engine: Engine) -> None:
         from agentgpt_remote.policy.agent_table import AgentTable
-        from agentgpt_remote.policy.bundle import load_bundle
         from agentgpt_remote.policy.engine import PolicyEngine
+        from agentgpt_remote.policy.opening import OpenedPolicy
 
-        bundle = load_bundle(path, device=device)
-        self.observation_space, self.action_space = bundle.observation_space, bundle.action_space
-        self._engine = PolicyEngine(bundle.model)
+        opened = OpenedPolicy(path, engine=engine, device=device)
+        self.observation_space, self.action_space = opened.observation_space, opened.action_space
+        self._engine = PolicyEngine(opened.runner)
         self._agents = AgentTable(self._engine)
         self.max_input_states, self.max_agents = self._engine.max_input_states, self._engine.max_agents
 
@@ -76,14 +78,15 @@ class LocalSource:
 
     def describe(self) -> dict[str, Any]:
         """Return how many agents there are."""
-        return {"agents": self._engine.num_agents, "max_agents": self.max_agents, "dropped": self._engine.num_dropped}
+        counts = {"max_agents": self.max_agents, "dropped": self._engine.num_dropped}
+        return {"agents": self._engine.num_agents, **counts, "engine": self._engine.runner.describe()}
 
     def close(self) -> None:
         """Drop all agents."""
         self._agents.clear()
 
 
-def open_source(source: str, *, token: str | None, timeout_s: float, device: str) -> PolicySource:
+def open_source(source: str, *, token: str | None, timeout_s: float, device: str, engine: Engine) -> PolicySource:
     """Return what acts: the bundle in a folder, or what a URL names.
 
     Raises:
@@ -91,12 +94,17 @@ def open_source(source: str, *, token: str | None, timeout_s: float, device: str
         DependencyNotInstalled: the extra that it needs is not installed.
     """
     try:
-        return _open(source, token=token, timeout_s=timeout_s, device=device)
+        return _open(source, token=token, timeout_s=timeout_s, device=device, engine=engine)
     except ModuleNotFoundError as error:
         raise missing_dependency(error) from error
 
 
-def _open(source: str, *, token: str | None, timeout_s: float, device: str) -> PolicySource:
+def _open(source: str, *, token: str | None, timeout_s: float, device: str, engine: Engine) -> PolicySource:
+    check_engine(engine)
+    if engine != "auto" and "://" in source:
+        raise ConfigError(
+            f"engine={engine!r} for {source}: the server has an engine of its own (`agentgpt run --engine`)"
+        )
     if source.startswith(_URL_SCHEMES):
         from agentgpt_remote.policy.client import RemoteSource
         from agentgpt_remote.policy.websocket_channel import WebSocketChannel
@@ -113,4 +121,4 @@ def _open(source: str, *, token: str | None, timeout_s: float, device: str) -> P
         raise ConfigError(
             f"source={source!r}: expected a bundle's folder, the ws:// or http:// URL of a server, or sagemaker://NAME"
         )
-    return LocalSource(source, device=device)
+    return LocalSource(source, device=device, engine=engine)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agentgpt_remote.policy.block import Block, RingStep, rms_norm
-from agentgpt_remote.policy.cache import KVCache, Slots, rope_period
-from agentgpt_remote.policy.config import GPTConfig
+from agentgpt_remote.policy.cache import KVCache, Slots
+from agentgpt_remote.policy.config import GPTConfig, rope_period
 from agentgpt_remote.policy.gpt2 import GPT2Block, layer_norm
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from agentgpt_remote.errors import AgentGPTError
-from agentgpt_remote.policy.bundle import CONFIG_FILE, WEIGHTS_FILE, Bundle, load_bundle
 from agentgpt_remote.policy.engine import PolicyEngine
-from agentgpt_remote.policy.model import PolicyModel
+from agentgpt_remote.policy.opening import OpenedPolicy
 
 _Stamp = tuple[tuple[int, int, int], ...]
 
@@ -18,19 +18,18 @@ class BundleWatcher:
     """Tells when a bundle has changed.
 
     Args:
-        bundle: as it was loaded.
+        opened: as it was loaded.
 
     Attributes:
         num_reloads: how often new weights were taken.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._path = bundle.path
-        self._device = str(bundle.model.log_std.device)
+    def __init__(self, opened: OpenedPolicy) -> None:
+        self._opened = opened
         self._seen = self._stamp()
         self.num_reloads = 0
 
-    def poll(self) -> PolicyModel | None:
+    def poll(self) -> Any | None:
         """Return the model of a bundle that has changed since the last look, or None.
 
         A bundle that can't be loaded is logged once and left alone until it changes again.
@@ -40,14 +39,14 @@ class BundleWatcher:
             if stamp == self._seen:
                 return None
             self._seen = stamp
-            return load_bundle(self._path, device=self._device).model
+            return self._opened.load()
         except FileNotFoundError:  # between two bundles
             return None
         except (AgentGPTError, OSError) as error:
             _logger.warning("the bundle has changed and can't be loaded, the old one goes on: %s", error)
             return None
 
-    def hand_over(self, model: PolicyModel, engine: PolicyEngine) -> None:
+    def hand_over(self, model: Any, engine: PolicyEngine) -> None:
         """Have the engine act with a new model; call it in the engine's thread."""
         try:
             engine.replace_model(model)
@@ -59,5 +58,5 @@ class BundleWatcher:
 
     def _stamp(self) -> _Stamp:
         """Return what tells one version of the files from another."""
-        stats = [(self._path / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        stats = [path.stat() for path in self._opened.files]
         return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)

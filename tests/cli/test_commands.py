@@ -143,6 +143,14 @@ def test_run_serves_a_policy(trained: Path) -> None:
         assert server.end(signal.SIGINT) == 0
 
 
+def test_export_writes_a_file_that_acts(trained: Path) -> None:
+    done = _run("export", "runs/CartPole-v1/policy", "--out", "cartpole.onnx", "--json", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["max_difference"] <= 1e-5
+    with GPTPolicy(trained / "cartpole.onnx") as policy:
+        assert policy(np.zeros(4, np.float32)) in (0, 1)
+
+
 def test_train_on_urls_and_resume(trained: Path, host: Server) -> None:
     first = _run("train", host.url, "--run-id", "remote", "--json", *SMALL, cwd=trained)
     assert first.returncode == 0, first.stderr

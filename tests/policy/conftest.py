@@ -97,7 +97,7 @@ def sagemaker() -> Iterator[SageMakerStandIn]:
     stand_in.close()
 
 
-@pytest.fixture(params=["folder", "ws", "http", "sagemaker"])
+@pytest.fixture(params=["folder", "onnx", "ws", "http", "sagemaker"])
 def open_policy(
     request: pytest.FixtureRequest, bundles: dict[str, Path], served: dict[str, str], sagemaker: SageMakerStandIn
 ) -> Iterator[Open]:
@@ -108,11 +108,13 @@ def open_policy(
         sagemaker.deploy(name, served[name])
         where = {
             "folder": bundles[name],
+            "onnx": bundles[name],
             "ws": served[name],
             "http": served[name].replace("ws://", "http://"),
             "sagemaker": f"sagemaker://{name}",
         }
-        opened.append(GPTPolicy(where[request.param], **options))
+        engine = {"engine": "onnx"} if request.param == "onnx" else {}
+        opened.append(GPTPolicy(where[request.param], **engine, **options))
         return opened[-1]
 
     yield open_one

@@ -1,0 +1,120 @@
+"""The files of a bundle, read without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from agentgpt_remote._version import __version__
+from agentgpt_remote.errors import BundleError, ConfigError, UnsupportedSpace
+from agentgpt_remote.policy.config import GPTConfig
+from agentgpt_remote.spaces import space_from_dict
+
+FORMAT_VERSION = 1
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFiles:
+    """What a bundle's configuration says.
+
+    Attributes:
+        path: its folder.
+        observation_space: space of one agent's observations.
+        action_space: space of one agent's actions.
+        config: sizes of the model.
+        provenance: where it comes from: environment, hyperparameters, steps, returns.
+        fields: the whole of config.json.
+    """
+
+    path: Path
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    config: GPTConfig
+    provenance: dict[str, Any]
+    fields: dict[str, Any]
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Return the weights by name.
+
+        Raises:
+            BundleError: they are missing or damaged.
+        """
+        with weights_errors(self.path) as path:
+            return dict(safetensors.numpy.load(path.read_bytes()))
+
+
+def read_bundle(path: str | Path) -> BundleFiles:
+    """Read a bundle's configuration.
+
+    Args:
+        path: its folder, such as ``runs/CartPole-v1/policy``.
+
+    Raises:
+        BundleError: the folder or the file is missing, damaged or of another format version.
+    """
+    folder = Path(path)
+    fields = _read_config(folder)
+    try:
+        return BundleFiles(
+            path=folder,
+            observation_space=space_from_dict(fields["observation_space"]),
+            action_space=space_from_dict(fields["action_space"]),
+            # A bundle that does not name the image encoder is from before there was one.
+            config=GPTConfig.from_dict({"image_encoder": "none", **fields["model"]}),
+            provenance=dict(fields.get("provenance") or {}),
+            fields=fields,
+        )
+    except (KeyError, TypeError, ConfigError, UnsupportedSpace) as error:
+        raise damaged(folder, error) from error
+
+
+def damaged(folder: Path, error: Exception) -> BundleError:
+    """Return the error that says that a configuration makes no sense."""
+    return BundleError(f"{folder / CONFIG_FILE} is damaged: {error!r}; train or export the policy again")
+
+
+@contextlib.contextmanager
+def weights_errors(folder: Path) -> Iterator[Path]:
+    """Yield the path of the weights, and say what is wrong with them where reading them fails.
+
+    Raises:
+        BundleError: they are missing or damaged.
+    """
+    path = folder / WEIGHTS_FILE
+    try:
+        yield path
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing: copy the whole folder of the bundle") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleError(f"{path} is damaged or cut short ({error}): copy it again") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    inner = folder / "policy"
+    hint = f": did you mean {inner}?" if (inner / CONFIG_FILE).exists() else ""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        version, _ = fields["format_version"], fields["observation_space"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        hint = hint or "; `agentgpt train SOURCE` writes one to runs/RUN_ID/policy"
+        raise BundleError(f"no policy bundle at {folder} ({CONFIG_FILE} is missing){hint}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is not a bundle's configuration ({error!r}){hint}") from error
+    if version != FORMAT_VERSION:
+        side = "upgrade agentgpt-remote" if isinstance(version, int) and version > FORMAT_VERSION else "train it again"
+        raise BundleError(
+            f"{folder} has bundle format {version!r} (written by agentgpt-remote {fields.get('agentgpt_remote')}), "
+            f"this is agentgpt-remote {__version__}, which reads format {FORMAT_VERSION}: {side}"
+        )
+    return dict(fields)

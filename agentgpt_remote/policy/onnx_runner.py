@@ -1,0 +1,264 @@
+"""The model run by ONNX Runtime, without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from gymnasium import Space
+from numpy.typing import NDArray
+
+from agentgpt_remote.errors import BundleError, ConfigError, UnsupportedSpace
+from agentgpt_remote.policy.config import GPTConfig, rope_period
+from agentgpt_remote.policy.features import ActionFeatures, Float32, ObservationFeatures
+from agentgpt_remote.policy.history import Rows
+from agentgpt_remote.policy.images import UInt8
+from agentgpt_remote.policy.onnx_graph import StepGraph, cache_names
+from agentgpt_remote.policy.runner import Bools, SlotIndex
+from agentgpt_remote.spaces import space_from_dict
+
+METADATA_KEY = "agentgpt_bundle"
+_MAX_THREADS = 4
+_SCRATCH_TOKENS = 16_384
+
+
+class OnnxModel:
+    """A model as ONNX Runtime holds it.
+
+    Args:
+        observation_space: of one agent.
+        action_space: of one agent.
+        config: sizes.
+        graph: the ONNX file's bytes.
+        log_std: float32 array of shape (numeric action columns,).
+        whole: the file has the whole cache as outputs, as exported ones have.
+        threads: of ONNX Runtime; by default the cores that are there, at most 4.
+
+    Raises:
+        BundleError: ONNX Runtime can't read the graph.
+    """
+
+    def __init__(
+        self,
+        observation_space: Space[Any],
+        action_space: Space[Any],
+        config: GPTConfig,
+        *,
+        graph: bytes,
+        log_std: Float32,
+        whole: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        self.observation_space, self.action_space, self.config = observation_space, action_space, config
+        self.observations = ObservationFeatures(observation_space, images=config.image_encoder == "cnn")
+        self.actions = ActionFeatures(action_space)
+        self.log_std, self.whole = log_std, whole
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or default_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads that wait must not keep the cores of the game busy.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise BundleError(f"ONNX Runtime {ort.__version__} can't read the model: {error}") from error
+
+    @classmethod
+    def of_weights(
+        cls,
+        observation_space: Space[Any],
+        action_space: Space[Any],
+        config: GPTConfig,
+        weights: Mapping[str, NDArray[Any]],
+        threads: int | None = None,
+    ) -> OnnxModel:
+        """Build from a bundle's weights."""
+        graph = StepGraph(observation_space, action_space, config, weights).build({}, whole=False)
+        log_std = np.asarray(weights["log_std"], np.float32)
+        return cls(observation_space, action_space, config, graph=graph, log_std=log_std, threads=threads)
+
+
+def load_onnx_file(path: Path) -> OnnxModel:
+    """Load a file that ``agentgpt export`` wrote.
+
+    Raises:
+        BundleError: it is missing, damaged, or from elsewhere.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} can't be read ({error}): `agentgpt export BUNDLE --out {path}` writes it") from error
+    try:
+        session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    except Exception as error:
+        raise BundleError(f"{path} is damaged or no ONNX file ({error}): export it again") from error
+    if text is None:
+        raise BundleError(f"{path} was not written by `agentgpt export`: expected one that was")
+    try:
+        fields = json.loads(text)
+        spaces = [space_from_dict(fields[name]) for name in ("observation_space", "action_space")]
+        config, log_std = GPTConfig.from_dict(fields["model"]), np.asarray(fields["log_std"], np.float32)
+        return OnnxModel(spaces[0], spaces[1], config, graph=data, log_std=log_std, whole=True)
+    except (KeyError, TypeError, ValueError, ConfigError, UnsupportedSpace) as error:
+        raise BundleError(f"{path} is from another version of agentgpt-remote ({error!r}): export it again") from error
+
+
+def default_threads() -> int:
+    """Return how many threads to use: OMP_NUM_THREADS where it is set, else the cores that are there, at most 4."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MAX_THREADS, cores)
+
+
+class Cache(Protocol):
+    """Keys and values in rings, see :class:`~agentgpt_remote.policy.cache.KVCache`.
+
+    Attributes:
+        keys: per layer, float32 (slots, heads, window, head_size).
+        values: the same.
+        clock: int64 (slots,).
+        length: int64 (slots,).
+    """
+
+    keys: list[Float32]
+    values: list[Float32]
+    clock: Rows
+    length: Rows
+
+
+class ArrayCache:
+    """A cache of its own arrays."""
+
+    def __init__(self, config: GPTConfig, slots: int) -> None:
+        shape = (slots, config.num_heads, config.max_input_states, config.head_size)
+        self.keys: list[Float32] = [np.zeros(shape, np.float32) for _ in range(config.num_layers)]
+        self.values: list[Float32] = [np.zeros(shape, np.float32) for _ in range(config.num_layers)]
+        self.clock: Rows = np.zeros(slots, np.int64)
+        self.length: Rows = np.zeros(slots, np.int64)
+
+    def copy_from(self, other: ArrayCache) -> None:
+        """Take the slots of a smaller cache."""
+        count = len(other.clock)
+        for own, theirs in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+            own[:count] = theirs
+        self.clock[:count], self.length[:count] = other.clock, other.length
+
+
+class OnnxRunner:
+    """Runs an :class:`OnnxModel`.
+
+    The caches of the agents that act are handed over as they lie in memory where their slots are consecutive; only what
+    is new in them comes back.
+
+    Args:
+        model: the actor.
+        why: it is this engine.
+    """
+
+    def __init__(self, model: OnnxModel, why: str = "") -> None:
+        self._why = why or "it was asked for"
+        self.cache: Cache = ArrayCache(model.config, 0)
+        self.replace(model)
+
+    def replace(self, model: OnnxModel) -> None:
+        """Run another model from here on."""
+        self.model, self.log_std = model, model.log_std
+        config = model.config
+        self._window, self._period = config.max_input_states, rope_period(config.max_input_states)
+        names = [(cache_names(layer, "key"), cache_names(layer, "value")) for layer in range(config.num_layers)]
+        result = 1 if model.whole else 2
+        self._keys, self._values = [key[0] for key, _ in names], [value[0] for _, value in names]
+        self._outputs = ["parameters", *(key[result] for key, _ in names), *(value[result] for _, value in names)]
+
+    def describe(self) -> dict[str, Any]:
+        """Return which engine it is."""
+        return {"engine": "onnx", "why": self._why}
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more slots."""
+        new = ArrayCache(self.model.config, capacity)
+        if isinstance(self.cache, ArrayCache):
+            new.copy_from(self.cache)
+        self.cache = new
+
+    def step(self, obs: Float32, previous: Float32, is_first: Bools, index: SlotIndex, pixels: UInt8 | None) -> Float32:
+        """Return the outputs for one new token per slot."""
+        return self._run(self.cache, obs, previous, is_first, index.rows, index.at, pixels)
+
+    def _run(
+        self,
+        cache: Cache,
+        obs: Float32,
+        previous: Float32,
+        is_first: Bools,
+        rows: Rows,
+        at: slice | Rows,
+        pixels: UInt8 | None,
+    ) -> Float32:
+        clock = cache.clock[at]
+        feeds: dict[str, Any] = {
+            "observation": np.ascontiguousarray(obs, np.float32),
+            "previous_action": np.ascontiguousarray(previous, np.float32),
+            "is_first": is_first.astype(np.int64),
+            "clock": clock,
+            "length": cache.length[at],
+        }
+        if pixels is not None:
+            feeds["pixels"] = np.ascontiguousarray(pixels)
+        for name, keys in zip(self._keys, cache.keys, strict=True):
+            feeds[name] = keys[at]
+        for name, values in zip(self._values, cache.values, strict=True):
+            feeds[name] = values[at]
+        params, *fresh = self.model.session.run(self._outputs, feeds)
+        rings = (*cache.keys, *cache.values)
+        ring_index = clock % self._window
+        if self.model.whole:
+            for ring, new in zip(rings, fresh, strict=True):
+                ring[at] = new
+        elif len(rows) == 1:
+            slot, place = int(rows[0]), int(ring_index[0])
+            for ring, new in zip(rings, fresh, strict=True):
+                ring[slot, :, place] = new[0, :, 0]
+        else:
+            for ring, new in zip(rings, fresh, strict=True):
+                ring[rows, :, ring_index] = new[:, :, 0]
+        cache.length[at] = np.minimum(np.where(is_first, 0, cache.length[at]) + 1, self._window)
+        cache.clock[at] = (clock + 1) % self._period
+        result: Float32 = params
+        return result
+
+    def rebuild(self, rows: Rows, obs: Float32, previous: Float32, is_first: Bools, pixels: UInt8 | None) -> None:
+        """Fill slots from the last tokens of their agents, one token after the other."""
+        cache, _ = self._replay(obs, previous, is_first, pixels)
+        for ring, new in zip((*self.cache.keys, *self.cache.values), (*cache.keys, *cache.values), strict=True):
+            ring[rows] = new
+        self.cache.clock[rows], self.cache.length[rows] = cache.clock, cache.length
+
+    def short(self, obs: Float32, previous: Float32, is_first: Bools, pixels: UInt8 | None) -> Float32:
+        """Return the outputs for the last token of short sequences, one token after the other."""
+        return self._replay(obs, previous, is_first, pixels)[1]
+
+    def _replay(
+        self, obs: Float32, previous: Float32, is_first: Bools, pixels: UInt8 | None
+    ) -> tuple[ArrayCache, Float32]:
+        count, length = is_first.shape
+        cache = ArrayCache(self.model.config, count)
+        rows, everyone = np.arange(count), slice(0, count)
+        # In front there may be padding, whose tokens all begin an episode.
+        begun = np.flatnonzero(~is_first.all(axis=0))
+        begin = max(int(begun[0]) - 1, 0) if len(begun) else length - 1
+        cache.clock[:] = begin % self._period
+        params = np.zeros((count, 0), np.float32)
+        for t in range(begin, length):
+            images = None if pixels is None else pixels[:, t]
+            params = self._run(cache, obs[:, t], previous[:, t], is_first[:, t], rows, everyone, images)
+        return cache, params
