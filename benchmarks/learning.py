@@ -1,4 +1,4 @@
-"""Learning bars over real sockets, with the trainer's defaults, beside Stable-Baselines3.
+"""Learning bars over real sockets, with the trainer's defaults but for what a goal sets, beside Stable-Baselines3.
 
 Usage, from the repository's root::
 
@@ -84,7 +84,7 @@ def run_seed(task: Task, goal: Goal, seed: int, runs_dir: Path, overrides: Mappi
     """Train one seed over real sockets and evaluate its bundle over real sockets."""
     # What the run itself would evaluate, the benchmark evaluates at its end.
     defaults = {"env_id": task.source, "max_steps": goal.run_steps, "seed": seed, "eval_interval_steps": 0}
-    hyperparameters = Hyperparameters(**{**defaults, **task.hyperparameters, **overrides})
+    hyperparameters = Hyperparameters(**{**defaults, **goal.hyperparameters, **overrides})
     crossing, curve = Crossing(goal.bar), Curve()
 
     def on_progress(progress: Progress) -> None:

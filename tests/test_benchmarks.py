@@ -148,7 +148,7 @@ def test_task_names_an_environment_and_goals(name: str) -> None:
         gym.spec(task.source)  # making it would import simulators, whose bindings warn
     assert task.goals
     for goal in task.goals.values():
-        Hyperparameters(env_id=task.source, max_steps=goal.run_steps, **task.hyperparameters)
+        Hyperparameters(env_id=task.source, max_steps=goal.run_steps, **goal.hyperparameters)
         assert goal.within <= goal.run_steps
 
 
