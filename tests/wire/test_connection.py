@@ -148,7 +148,7 @@ def test_path_that_does_not_exist_is_another_service(server: BackgroundServer) -
         WebSocketConnection.connect(server.url, token=TOKEN, path="/elsewhere")
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "wss://x", "ws://", "ws://user:secret@host", "ws://host:99999"])
+@pytest.mark.parametrize("url", ["ftp://x", "wss://", "ws://", "ws://user:secret@host", "ws://host:99999"])
 def test_url_that_cannot_be_used_is_a_config_error(url: str) -> None:
     with pytest.raises(ConfigError):
         WebSocketConnection.connect(url)
