@@ -77,9 +77,9 @@ def test_host_ends_with_its_client_however_it_ends(end: signal.Signals | None) -
 
 def test_interrupt_in_the_terminal_leaves_the_host_to_its_client() -> None:
     code = (
-        "import signal, sys\n"
+        "import os, signal, sys\n"
         "from agentgpt_remote.wrappers.remote_env import RemoteEnv\n"
-        "signal.signal(signal.SIGINT, lambda *_: print('interrupted', flush=True))\n"
+        "signal.signal(signal.SIGINT, lambda *_: os.write(1, b'interrupted\\n'))\n"  # may come while 'ready' is printed
         "with RemoteEnv('CartPole-v1') as env:\n"
         "    env.reset()\n"
         "    print('ready', flush=True)\n"
