@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,12 +63,14 @@ class LaggingSession(TrainingSession):
 
 def steps_to_bar(seed: int, lag: int, max_steps: int, overrides: Mapping[str, Any]) -> int:
     """Train once; return the environment steps at which the training return crossed the bar, or all of them."""
-    crossing = Crossing(BAR)
+    stop = threading.Event()
+    crossing = Crossing(BAR, stop.set)
     defaults = {"env_id": "Pendulum-v1", "algorithm": "offpolicy", "max_steps": max_steps, "seed": seed}
     hyperparameters = Hyperparameters(**{**defaults, "eval_interval_steps": 0, **overrides})
     session = type("Session", (LaggingSession,), {"steps_behind": lag})
     with tempfile.TemporaryDirectory() as scratch, patch.object(loop, "TrainingSession", session):
-        loop.train(hyperparameters, run_dir=Path(scratch) / "run", on_progress=crossing.on_progress)
+        run_dir = Path(scratch) / "run"
+        loop.train(hyperparameters, run_dir=run_dir, on_progress=crossing.on_progress, stop_event=stop)
     return crossing.env_steps or max_steps
 
 
