@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentgpt_remote import Exploration
-from benchmarks.baselines import Baseline, ppo, recurrent_ppo
+from benchmarks.baselines import Baseline, ppo, recurrent_ppo, sac
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +157,14 @@ TASKS = {
                 "ppo": Goal(bar=4000, within=1_000_000),
                 "offpolicy": Goal(bar=2500, within=33_000, hyperparameters=_OBSERVED),
             },
+        ),
+        Task(
+            name="halfcheetah_100k",
+            source="HalfCheetah-v5",
+            goals={
+                "offpolicy": Goal(bar=2500, within=33_000, max_steps=100_000, hyperparameters=_OBSERVED),
+            },
+            baseline=sac(100_000, learning_starts=10_000),
         ),
         Task(name="hopper", source="Hopper-v5", goals=_goals(2300, ppo=1_000_000)),
         Task(name="walker2d", source="Walker2d-v5", goals=_goals(2300, ppo=1_000_000)),
