@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import gymnasium as gym
-import httpx
 import numpy as np
 
 from agentgpt_remote._version import __version__
 from agentgpt_remote.errors import AgentGPTError
-from agentgpt_remote.upgrade import health_url
+from agentgpt_remote.serving import resolve_token
 from agentgpt_remote.wrappers.local_host import LocalHost
+from agentgpt_remote.wrappers.offers import ask_health
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 
 _COLOUR = re.compile(r"\x1b\[\d+m")
@@ -63,7 +63,7 @@ def check_host(url: str, *, token: str | None = None, steps: int = 200) -> Itera
         return RemoteEnv(url=url, token=token)
 
     with connect() as env:
-        yield _health(url)
+        yield _health(url, resolve_token(token))
         yield Check(name="observation space", outcome="ok", detail=str(env.observation_space))
         yield Check(name="action space", outcome="ok", detail=str(env.action_space))
     yield _env_checker("gymnasium check_env", connect, _gymnasium_check)
@@ -72,15 +72,12 @@ def check_host(url: str, *, token: str | None = None, steps: int = 200) -> Itera
     yield _round_trip(connect, steps)
 
 
-def _health(url: str) -> Check:
-    address = health_url(url)
+def _health(url: str, token: str | None) -> Check:
     try:
-        answer = httpx.get(address, timeout=10.0)
-        fields = answer.json()
-    except (httpx.HTTPError, ValueError) as error:
-        return Check(name="health", outcome="failed", detail=f"GET {address} failed: {error}")
-    outcome: Outcome = "ok" if answer.status_code == 200 else "failed"
-    return Check(name="health", outcome=outcome, detail=", ".join(f"{key}={value}" for key, value in fields.items()))
+        fields = ask_health(url, token)
+    except AgentGPTError as error:
+        return Check(name="health", outcome="failed", detail=str(error))
+    return Check(name="health", outcome="ok", detail=", ".join(f"{key}={value}" for key, value in fields.items()))
 
 
 def _gymnasium_check(env: gym.Env[Any, Any]) -> None:
