@@ -274,7 +274,7 @@ def open_socket(url: str, host: str, port: int, timeout_s: float, hint: str) -> 
         reason = "did not answer in time" if isinstance(error, TimeoutError) else f"{error.strerror or error}"
         raise HostUnreachable(f"nothing listens at {url} ({reason}): {hint}") from error
     try:
-        _tune(sock)
+        tune(sock)
     except BaseException:
         sock.close()
         raise
@@ -301,7 +301,8 @@ def secure(sock: socket.socket, with_tls: bool, host: str, url: str, hint: str, 
         raise HostUnreachable(f"{url} closed the connection during the handshake: {hint}") from error
 
 
-def _tune(sock: socket.socket) -> None:
+def tune(sock: socket.socket) -> None:
+    """Have a connected socket send small messages at once, and the kernel find peers that are gone."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE:

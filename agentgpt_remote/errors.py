@@ -163,6 +163,7 @@ _EXTRA_OF_MODULE = {
     "boto3": "cloud",
     "botocore": "cloud",
     "onnxruntime": "onnx",
+    "cryptography": "tls",
 }
 
 

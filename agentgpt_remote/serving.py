@@ -132,6 +132,7 @@ class ServerOptions:
         shutdown_timeout_s: how long open requests may take to end, in seconds.
         insecure: whether any address but loopback may be served without TLS; ``AGENTGPT_INSECURE`` by default.
         guard: middleware that decides who is let in, in place of one token for all.
+        guarded: whether the middleware asks for tokens.
     """
 
     host: str = "127.0.0.1"
@@ -143,6 +144,7 @@ class ServerOptions:
     shutdown_timeout_s: float = 5.0
     insecure: bool = field(default_factory=is_insecure_allowed)
     guard: Callable[[ASGIApp], ASGIApp] | None = field(default=None, repr=False)
+    guarded: bool = False
 
     def __repr__(self) -> str:
         shown = "***" if self.token else None
@@ -173,7 +175,7 @@ def _bind(options: ServerOptions) -> socket.socket:
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"port {options.port} is out of range: expected 0 (a free port) to 65535")
     if not is_loopback(options.host):
-        if options.token is None and options.guard is None:
+        if options.token is None and not options.guarded:
             raise AuthError(
                 f"refusing to listen on {options.host!r} without a token: anyone who reaches the port could use it. "
                 f"Pass --token (or token=), set {TOKEN_VARIABLE}, or listen on 127.0.0.1"

@@ -21,6 +21,7 @@ ROOM_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ANY_ROOM: Final = "-"
 _MIN_SECRET_CHARACTERS = 16
 _NEVER = 0
+_DAY_S = 86_400.0
 
 
 class WrongToken(AuthError):
@@ -61,6 +62,11 @@ def read_secret(path: str | Path) -> str:
     if len(lines) != 1:
         raise ConfigError(f"{str(path)!r} holds {len(lines)} words: expected one secret; `agentgpt token` makes one")
     return lines[0]
+
+
+def expiry_in(days: float | None) -> float | None:
+    """Return when a token ends that is good for so many days; ``None`` for never."""
+    return None if days is None else time.time() + days * _DAY_S
 
 
 def check_room(room: str) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from agentgpt_remote.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agentgpt_remote.serving import TLS
 
 Host = Annotated[str, typer.Option(help="Address to listen on; anything but loopback needs a token.")]
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")]
@@ -15,6 +21,27 @@ TLSCert = Annotated[
     str | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain (PEM) to serve wss:// with.")
 ]
 TLSKey = Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Private key of the certificate (PEM).")]
+SelfSigned = Annotated[
+    bool,
+    typer.Option("--tls-self-signed", help="Serve wss:// with a certificate made here; prints its pin. Needs [tls]."),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", envvar="AGENTGPT_INSECURE", help="Allow plaintext beyond this machine."),
+]
+Pin = Annotated[
+    str | None,
+    typer.Option(
+        "--pin", envvar="AGENTGPT_PIN", metavar="sha256:HEX", help="Trust this certificate of the server, and no other."
+    ),
+]
+CaFile = Annotated[
+    str | None,
+    typer.Option("--ca-file", envvar="AGENTGPT_CA_FILE", metavar="FILE", help="Trust these authorities (PEM)."),
+]
+TokenFile = Annotated[
+    str | None, typer.Option("--token-file", metavar="FILE", help="File that holds the token, instead of --token.")
+]
 ClientToken = Annotated[
     str | None, typer.Option("--token", envvar="AGENTGPT_TOKEN", show_envvar=True, help="Token of the host.")
 ]
@@ -24,3 +51,51 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON line for scri
 def is_url(text: str) -> bool:
     """Tell whether an argument is the URL of a server rather than a source or a folder."""
     return text.startswith(("ws://", "wss://", "http://", "https://"))
+
+
+def server_tls(cert: str | None, key: str | None, self_signed: bool, host: str) -> TLS | None:
+    """Return the certificate that the options name, made here where they ask for that.
+
+    Raises:
+        ConfigError: only one of the files is named, or both ways are.
+        ModuleNotFoundError: the library that makes certificates is not installed.
+    """
+    from agentgpt_remote.serving import TLS
+
+    given = TLS.of(cert, key)
+    if not self_signed:
+        return given
+    if given is not None:
+        raise ConfigError("--tls-self-signed and --tls-cert exclude each other: pass one of them")
+    from agentgpt_remote.certificates import self_signed_certificate
+
+    path = str(self_signed_certificate(host))
+    return TLS(cert=path, key=path)
+
+
+def tls_note(tls: TLS | None) -> str:
+    """Return what the other side passes to trust the certificate, for a line that says where a server listens."""
+    return "" if tls is None else f"; pin: --pin {tls.pin}"
+
+
+def chosen_token(token: str | None, token_file: str | None) -> str | None:
+    """Return the token, read from its file where one is named; raises as :func:`read_secret`."""
+    from agentgpt_remote.tokens import read_secret
+
+    return token if token_file is None else read_secret(token_file)
+
+
+def use_trust(pin: str | None, ca_file: str | None, *, insecure: bool) -> None:
+    """Have this process and its children trust what the options say.
+
+    Raises:
+        ConfigError: the pin is no fingerprint.
+    """
+    from agentgpt_remote import tls
+
+    tls.Trust.of(pin, ca_file, insecure=insecure)
+    for variable, value in ((tls.PIN_VARIABLE, pin), (tls.CA_VARIABLE, ca_file)):
+        if value:
+            os.environ[variable] = value
+    if insecure:
+        os.environ[tls.INSECURE_VARIABLE] = "1"

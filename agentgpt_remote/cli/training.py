@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentgpt_remote.cli.options import ClientToken, Json, is_url
+from agentgpt_remote.cli.options import (
+    CaFile,
+    ClientToken,
+    Insecure,
+    Json,
+    Pin,
+    TokenFile,
+    chosen_token,
+    is_url,
+    use_trust,
+)
 from agentgpt_remote.cli.progress import show_progress
 from agentgpt_remote.errors import ConfigError
 
@@ -38,6 +48,10 @@ def train(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a hyperparameter; may be repeated.")
     ] = None,
     token: ClientToken = None,
+    token_file: TokenFile = None,
+    pin: Pin = None,
+    ca_file: CaFile = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """Train a GPT, evaluate it through a policy server, and print the return with the paths.
@@ -49,6 +63,8 @@ def train(
 
     if resume and force:
         raise ConfigError("--resume and --force exclude each other: continue the run, or replace it")
+    use_trust(pin, ca_file, insecure=insecure)
+    token = chosen_token(token, token_file)
     where = _where(sources)
     name = where.get("env_id") or sources[0].partition("://")[2]
     given = _parse(settings or []) | where | {"resume_training": resume}
