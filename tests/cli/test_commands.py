@@ -129,11 +129,24 @@ def test_eval_prints_the_statistics(trained: Path, host: Server) -> None:
     assert done.returncode == 0, done.stderr
     assert {"episodes", "mean", "std", "min", "max", "episode_length"} <= result.keys()
     assert result["episodes"] == 3
+    assert result["min"] <= result["q25"] <= result["q50"] <= result["q75"] <= result["max"]
     assert result["min"] <= result["mean"] <= result["max"]
+    assert result["greedy"] == {name: value for name, value in result.items() if name not in ("greedy", "sampled")}
     at_host = _run(*words, host.url, "--episodes", "3", "--seed", "1", "--json", cwd=trained)
     assert json.loads(at_host.stdout)["mean"] == result["mean"]
-    sampled = _run(*words, "CartPole-v1", "--episodes", "2", "--sampled", cwd=trained)
-    assert sampled.stdout.startswith("2 episodes: return ")
+    sampled = _run(*words, "CartPole-v1", "--episodes", "3", "--seed", "1", "--sampled", "--json", cwd=trained)
+    assert json.loads(sampled.stdout)["sampled"] == result["sampled"] != result["greedy"]
+    assert "greedy" not in json.loads(sampled.stdout)
+
+
+def test_eval_prints_a_table_of_greedy_and_sampled_returns(trained: Path) -> None:
+    done = _run("eval", "runs/CartPole-v1/policy", "CartPole-v1", "--episodes", "2", cwd=trained)
+    first, titles, greedy, sampled = done.stdout.splitlines()
+    assert re.fullmatch(r"2 episodes: return \S+ ± \S+ \(min \S+, max \S+\), length \S+", first)
+    assert titles.split() == ["actions", "mean", "std", "min", "25", "%", "50", "%", "75", "%", "max", "length"]
+    assert (greedy.split()[0], sampled.split()[0]) == ("greedy", "sampled")
+    low, *inner, high = (float(word) for word in greedy.split()[3:8])
+    assert low <= inner[0] <= inner[1] <= inner[2] <= high
 
 
 def test_run_serves_a_policy(trained: Path) -> None:
@@ -207,6 +220,7 @@ def test_second_run_gets_a_name_of_its_own(trained: Path) -> None:
         ("run runs/CartPole-v1/policy --tls-cert cert.pem --tls-key key.pem", 2, "can't use the certificate"),
         ("run runs/CartPole-v1", 1, "did you mean runs/CartPole-v1/policy"),
         ("eval runs/CartPole-v1/policy Pendulum-v1 --episodes 1", 1, "observation"),
+        ("eval runs/CartPole-v1/policy CartPole-v1 --greedy --sampled", 2, "exclude each other"),
         ("eval ws://127.0.0.1:9 CartPole-v1", 1, "agentgpt run"),
         ("check ws://127.0.0.1:9", 1, "agentgpt serve"),
         ("check ftp://127.0.0.1", 2, "expected ws://"),
