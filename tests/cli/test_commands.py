@@ -149,6 +149,13 @@ def test_eval_prints_a_table_of_greedy_and_sampled_returns(trained: Path) -> Non
     assert low <= inner[0] <= inner[1] <= inner[2] <= high
 
 
+def test_train_writes_its_evaluation_into_the_model_card(trained: Path) -> None:
+    card = (trained / "runs" / "CartPole-v1" / "policy" / "README.md").read_text()
+    assert "# A GPT policy for CartPole-v1" in card
+    assert "- return of 20 greedy episodes: mean " in card
+    assert 'GPTPolicy("runs/CartPole-v1/policy")' in card
+
+
 def test_run_serves_a_policy(trained: Path) -> None:
     with Server("run", "runs/CartPole-v1/policy", "--port", "0", "--watch", "--max-agents", "8", cwd=trained) as server:
         with GPTPolicy(server.url) as policy:
