@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -27,7 +28,8 @@ TOKEN = "token-of-the-command-line"
 
 
 def _run(*words: str, cwd: Path, timeout_s: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "AGENTGPT_TOKEN"} | variables
+    unwanted = ("AGENTGPT_TOKEN", "DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "HF_TOKEN")
+    environment = {key: value for key, value in os.environ.items() if key not in unwanted} | variables
     return subprocess.run(
         [*AGENTGPT, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
     )
@@ -149,6 +151,20 @@ def test_eval_prints_a_table_of_greedy_and_sampled_returns(trained: Path) -> Non
     assert low <= inner[0] <= inner[1] <= inner[2] <= high
 
 
+def test_play_writes_a_video_of_what_it_was_trained_on(trained: Path) -> None:
+    words = ["play", "runs/CartPole-v1/policy", "--video", "cartpole.mp4", "--episodes", "2", "--max-steps", "20"]
+    done = _run(*words, "--seed", "1", "--json", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    played = json.loads(done.stdout)
+    assert [episode["seed"] for episode in played] == [1, 2]
+    count, _ = imageio_ffmpeg.count_frames_and_secs(str(trained / "cartpole.mp4"))
+    assert count == sum(episode["episode_length"] + 1 for episode in played)
+    again = _run(*words, "--seed", "1", "--fps", "10", cwd=trained)
+    assert again.stdout.splitlines()[-1] == "wrote cartpole.mp4"
+    _, seconds = imageio_ffmpeg.count_frames_and_secs(str(trained / "cartpole.mp4"))
+    assert seconds == pytest.approx(count / 10, abs=0.2)
+
+
 def test_train_writes_its_evaluation_into_the_model_card(trained: Path) -> None:
     card = (trained / "runs" / "CartPole-v1" / "policy" / "README.md").read_text()
     assert "# A GPT policy for CartPole-v1" in card
@@ -229,6 +245,12 @@ def test_second_run_gets_a_name_of_its_own(trained: Path) -> None:
         ("eval runs/CartPole-v1/policy Pendulum-v1 --episodes 1", 1, "observation"),
         ("eval runs/CartPole-v1/policy CartPole-v1 --greedy --sampled", 2, "exclude each other"),
         ("eval ws://127.0.0.1:9 CartPole-v1", 1, "agentgpt run"),
+        ("play runs/CartPole-v1/policy", 1, "--video episode.mp4"),
+        ("play runs/CartPole-v1/policy --video x.avi", 2, "x.avi: expected a file that ends in .mp4 or .gif"),
+        ("play runs/CartPole-v1/policy --video x.mp4 --fps 0", 2, "fps=0"),
+        ("play runs/CartPole-v1/policy --video x.mp4 --env CartPoll-v1", 1, "CartPole"),
+        ("play runs/CartPole-v1/policy --video x.mp4 --env examples.envs:t_maze", 1, "'rgb_array'"),
+        ("play ws://127.0.0.1:9 --video x.mp4", 2, "--env SOURCE"),
         ("check ws://127.0.0.1:9", 1, "agentgpt serve"),
         ("check ftp://127.0.0.1", 2, "expected ws://"),
         ("nonsense", 2, "No such command"),
