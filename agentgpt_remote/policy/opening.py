@@ -20,7 +20,7 @@ class OpenedPolicy:
     """A policy in this process, with what runs it.
 
     Args:
-        path: a bundle's folder, or a file that ``agentgpt export`` wrote.
+        path: a bundle's folder, ``hf://OWNER/NAME[@REVISION]``, or a file that ``agentgpt export`` wrote.
         engine: "eager" or "compile" (torch), "onnx" (ONNX Runtime, without torch), or "auto": what is installed here,
             and of both the one that is faster.
         device: torch device.
@@ -42,6 +42,10 @@ class OpenedPolicy:
         self, path: str | Path, *, engine: Engine = "auto", device: str = "cpu", max_agents: int | None = None
     ) -> None:
         check_engine(engine)
+        if str(path).startswith("hf://"):
+            from agentgpt_remote.policy.hub import local_bundle
+
+            path = local_bundle(path)
         self.path, self._device = Path(path), device
         self.is_file = self.path.suffix == ONNX_SUFFIX
         if self.is_file:

@@ -87,7 +87,7 @@ class LocalSource:
 
 
 def open_source(source: str, *, token: str | None, timeout_s: float, device: str, engine: Engine) -> PolicySource:
-    """Return what acts: the bundle in a folder, or what a URL names.
+    """Return what acts: the bundle in a folder or on a model hub, or what a URL names.
 
     Raises:
         ConfigError: the kind of source is not known.
@@ -100,7 +100,11 @@ def open_source(source: str, *, token: str | None, timeout_s: float, device: str
 
 
 def _open(source: str, *, token: str | None, timeout_s: float, device: str, engine: Engine) -> PolicySource:
+    from agentgpt_remote.policy.hub import HUB_SCHEME, local_bundle
+
     check_engine(engine)
+    if source.startswith(HUB_SCHEME):
+        source = str(local_bundle(source, timeout_s=timeout_s))
     if engine != "auto" and "://" in source:
         raise ConfigError(
             f"engine={engine!r} for {source}: the server has an engine of its own (`agentgpt run --engine`)"
@@ -119,6 +123,7 @@ def _open(source: str, *, token: str | None, timeout_s: float, device: str, engi
         return RemoteSource(EndpointChannel(open_endpoint(source), source), timeout_s=timeout_s)
     if "://" in source:
         raise ConfigError(
-            f"source={source!r}: expected a bundle's folder, the ws:// or http:// URL of a server, or sagemaker://NAME"
+            f"source={source!r}: expected a bundle's folder, the ws:// or http:// URL of a server, "
+            "hf://OWNER/NAME or sagemaker://NAME"
         )
     return LocalSource(source, device=device, engine=engine)

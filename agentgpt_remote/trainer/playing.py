@@ -193,11 +193,12 @@ def trained_on(bundle: str) -> tuple[str, dict[str, Any]]:
         ConfigError: the bundle does not tell, or lacks arguments that were secret.
     """
     from agentgpt_remote.policy.bundle_files import read_bundle
+    from agentgpt_remote.policy.hub import HUB_SCHEME, local_bundle
 
     try:
-        provenance = read_bundle(bundle).provenance
+        provenance = read_bundle(local_bundle(bundle)).provenance
     except BundleError:
-        if bundle.endswith(".onnx") or "://" in bundle:
+        if bundle.endswith(".onnx") or ("://" in bundle and not bundle.startswith(HUB_SCHEME)):
             raise ConfigError(f"{bundle} does not tell what it was trained on: name it with --env SOURCE") from None
         raise
     given = provenance.get("hyperparameters")
