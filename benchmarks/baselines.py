@@ -1,4 +1,4 @@
-"""PPO of Stable-Baselines3 and RecurrentPPO of sb3-contrib, with rl-zoo's hyperparameters, until a bar is crossed."""
+"""PPO and SAC of Stable-Baselines3, RecurrentPPO of sb3-contrib, with rl-zoo's hyperparameters, beside a task."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ class Baseline:
     """What runs beside a task, in process.
 
     Attributes:
-        kind: ``ppo`` or ``recurrent_ppo``.
+        kind: ``ppo``, ``recurrent_ppo`` or ``sac``.
         num_envs: environments.
         max_steps: environment steps after which it is given up.
         normalize: observations and rewards are normalised by their running statistics.
+        whole: it goes on after the bar, for its curve.
         arguments: of the algorithm's constructor.
     """
 
-    kind: Literal["ppo", "recurrent_ppo"]
+    kind: Literal["ppo", "recurrent_ppo", "sac"]
     num_envs: int
     max_steps: int
     normalize: bool = False
+    whole: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """Its name in tables."""
-        return {"ppo": "SB3 PPO", "recurrent_ppo": "RecurrentPPO"}[self.kind]
+        return {"ppo": "SB3 PPO", "recurrent_ppo": "RecurrentPPO", "sac": "SB3 SAC"}[self.kind]
 
 
 def ppo(num_envs: int, max_steps: int, *, normalize: bool = False, falling: bool = False, **arguments: Any) -> Baseline:
@@ -61,6 +63,11 @@ def recurrent_ppo(
     )
 
 
+def sac(max_steps: int, **arguments: Any) -> Baseline:
+    """Return SB3's SAC on one environment; it goes on after the bar."""
+    return Baseline(kind="sac", num_envs=1, max_steps=max_steps, whole=True, arguments=arguments)
+
+
 def _falling(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: _linear(value) if name in ("learning_rate", "clip_range") else value for name, value in arguments.items()
@@ -78,7 +85,7 @@ def make_env(source: str) -> gym.Env[Any, Any]:
 
 
 def run_baseline(baseline: Baseline, source: str, bar: float, seed: int) -> tuple[Crossing, Curve]:
-    """Train until the mean return of the last 20 finished episodes reaches the bar, or the steps are used up.
+    """Train until the mean return of the last 20 finished episodes reaches the bar, or all steps are used up.
 
     Returns:
         When it crossed, in steps and in seconds since this was called, and the curve of that mean.
@@ -102,7 +109,7 @@ def run_baseline(baseline: Baseline, source: str, bar: float, seed: int) -> tupl
                 crossing.offer(self.num_timesteps, mean, self.episodes)
                 if not curve or self.num_timesteps >= curve[-1][0] + 1000:
                     curve.append((self.num_timesteps, mean))
-            return crossing.env_steps is None
+            return baseline.whole or crossing.env_steps is None
 
     envs: Any = make_vec_env(lambda: make_env(source), n_envs=baseline.num_envs, seed=seed)
     if baseline.normalize:
@@ -116,6 +123,10 @@ def _algorithm(baseline: Baseline) -> Callable[[Any, int], Any]:
     kind: Any
     if baseline.kind == "ppo":
         from stable_baselines3 import PPO as kind
+
+        policy = "MlpPolicy"
+    elif baseline.kind == "sac":
+        from stable_baselines3 import SAC as kind
 
         policy = "MlpPolicy"
     else:

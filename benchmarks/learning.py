@@ -126,7 +126,7 @@ def run_beside(task: Task, goal: Goal, seed: int) -> Run | None:
         task=task.name,
         side=task.baseline.title,
         seed=seed,
-        env_steps=crossing.env_steps or task.baseline.max_steps,
+        env_steps=(not task.baseline.whole and crossing.env_steps) or task.baseline.max_steps,
         crossed_at_steps=crossing.env_steps,
         crossed_at_s=crossing.wall_s,
         wall_s=time.perf_counter() - began,

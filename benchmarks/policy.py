@@ -1,10 +1,11 @@
 """Acting latency beside the bare forward pass of the same model: in process, and through a local socket.
 
-Usage: ``python benchmarks/policy.py [--agents 1 64] [--models 2x64 5x256] [--window 16] [--calls 600] [--threads 1]``
+Usage: ``python benchmarks/policy.py [--agents 1 64] [--models 2x64 5x256] [--windows 16] [--engine onnx]``
 
 For each model and number of agents it times, in turns, so that a busy machine slows all of them alike:
 
-- bare: the model's ``act_step`` on ready tensors and the mode of its distribution, nothing else;
+- bare: the engine's own call on ready inputs, nothing else: of eager torch the model's ``act_step`` and the mode of its
+  distribution, of ONNX Runtime ``InferenceSession.run``;
 - local: ``policy(observation)`` for one agent, ``policy.select_action`` for more, on a bundle in this process;
 - socket: the same through a policy server in a process of its own on this machine.
 
@@ -33,6 +34,9 @@ from agentgpt_remote.policy.config import GPTConfig
 from agentgpt_remote.policy.gpt_policy import GPTPolicy
 from agentgpt_remote.policy.local_server import LocalPolicyServer
 from agentgpt_remote.policy.model import PolicyModel
+from agentgpt_remote.policy.onnx_graph import cache_names
+from agentgpt_remote.policy.onnx_runner import ArrayCache, OnnxModel
+from agentgpt_remote.policy.runner import Engine
 
 OBSERVATION_SPACE = spaces.Box(-10, 10, (24,), np.float32)
 ACTION_SPACE = spaces.Box(-1, 1, (4,), np.float32)
@@ -53,6 +57,24 @@ def bare_call(model: PolicyModel, agents: int) -> Callable[[], None]:
         model.distribution(model.act_step(obs, previous, is_first, cache, slots)).mode().numpy()
 
     return call
+
+
+def bare_onnx_call(model: PolicyModel, agents: int) -> Callable[[], None]:
+    """Return one bare decision of ONNX Runtime for ``agents`` agents."""
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    onnx = OnnxModel.of_weights(model.observation_space, model.action_space, model.config, weights)
+    feeds: dict[str, Any] = {
+        "observation": np.random.default_rng(0).normal(size=(agents, model.observations.width)).astype(np.float32),
+        "previous_action": np.zeros((agents, model.actions.width), np.float32),
+        "is_first": np.zeros(agents, np.int64),
+        "clock": np.full(agents, model.config.max_input_states, np.int64),
+        "length": np.full(agents, model.config.max_input_states, np.int64),
+    }
+    cache = ArrayCache(model.config, agents)
+    for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
+        feeds |= {cache_names(layer, "key")[0]: keys, cache_names(layer, "value")[0]: values}
+    outputs = [output.name for output in onnx.session.get_outputs()]
+    return lambda: onnx.session.run(outputs, feeds)
 
 
 def policy_call(policy: GPTPolicy, agents: int) -> Callable[[], None]:
@@ -83,8 +105,9 @@ def measure(calls: dict[str, Callable[[], None]], count: int) -> dict[str, np.nd
     return durations
 
 
-def run(layers: int, width: int, window: int, agents: list[int], count: int) -> list[dict[str, Any]]:
+def run(layers: int, width: int, window: int, agents: list[int], count: int, engine: Engine) -> list[dict[str, Any]]:
     """Return a row per number of agents for one model."""
+    bare_of = bare_onnx_call if engine == "onnx" else bare_call
     torch.manual_seed(0)
     config = GPTConfig(num_layers=layers, d_model=width, num_heads=max(1, width // _HEAD_SIZE), max_input_states=window)
     model = PolicyModel(OBSERVATION_SPACE, ACTION_SPACE, config).eval().requires_grad_(False)
@@ -92,8 +115,11 @@ def run(layers: int, width: int, window: int, agents: list[int], count: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         save_bundle(folder, model, provenance={"source": "benchmark"})
         for n in agents:
-            with GPTPolicy(Path(folder)) as local, LocalPolicyServer(folder).policy() as remote:
-                calls = {"bare": bare_call(model, n), "local": policy_call(local, n), "socket": policy_call(remote, n)}
+            with (
+                GPTPolicy(Path(folder), engine=engine) as local,
+                LocalPolicyServer(folder, engine=engine).policy() as remote,
+            ):
+                calls = {"bare": bare_of(model, n), "local": policy_call(local, n), "socket": policy_call(remote, n)}
                 times = measure(calls, count)
             row: dict[str, Any] = {"model": f"{layers}x{width}", "window": window, "agents": n}
             for name, values in times.items():
@@ -113,7 +139,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--models", nargs="+", default=["2x64", "5x256"], help="LAYERSxWIDTH")
-    parser.add_argument("--window", type=int, default=16)
+    parser.add_argument("--windows", type=int, nargs="+", default=[16])
+    parser.add_argument("--engine", choices=("eager", "onnx"), default="onnx", help="of all three")
     parser.add_argument("--calls", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1, help="torch threads, of this process and of the server's")
     parser.add_argument("--json", action="store_true")
@@ -124,12 +151,24 @@ def main() -> None:
     rows = []
     for name in options.models:
         layers, _, width = name.partition("x")
-        rows += run(int(layers), int(width), options.window, options.agents, options.calls)
+        for window in options.windows:
+            rows += run(int(layers), int(width), window, options.agents, options.calls, options.engine)
     loads = [round(value, 2) for value in (load, os.getloadavg()[0])]
     if options.json:
-        print(json.dumps({"threads": options.threads, "cores": os.cpu_count(), "load": loads, "rows": rows}))
+        print(
+            json.dumps(
+                {
+                    "engine": options.engine,
+                    "threads": options.threads,
+                    "cores": os.cpu_count(),
+                    "load": loads,
+                    "rows": rows,
+                }
+            )
+        )
         return
-    print(f"{options.threads} threads on {os.cpu_count()} cores, load {loads[0]} before and {loads[1]} after")
+    where = f"{options.engine}, {options.threads} threads on {os.cpu_count()} cores"
+    print(f"{where}, load {loads[0]} before and {loads[1]} after")
     print("model  window agents  p50 (p99) ms:   bare            local           socket   over bare [quartiles]")
     for row in rows:
         times = "".join(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,11 +37,11 @@ class LaggingSession(TrainingSession):
     """Acts with the weights of some environment steps ago.
 
     Attributes:
-        lag: how many, of all sessions.
+        steps_behind: how many, of all sessions.
         measured: steps between the moments at which the acting weights and the newest were made, at each refresh.
     """
 
-    lag = 0
+    steps_behind = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,10 +52,10 @@ class LaggingSession(TrainingSession):
     def _refresh_acting(self) -> None:
         now = self.collector.env_steps
         self._made.append((now, {name: value.clone() for name, value in self.model.state_dict().items()}))
-        while len(self._made) > 1 and now - self._made[1][0] >= self.lag:
+        while len(self._made) > 1 and now - self._made[1][0] >= self.steps_behind:
             self._made.popleft()
         made_at, weights = self._made[0]
-        if now - made_at >= self.lag:
+        if now - made_at >= self.steps_behind:
             self.acting.load_state_dict(weights)
             self.measured.append(now - made_at)
         self.rebuild_cache()
@@ -62,12 +63,14 @@ class LaggingSession(TrainingSession):
 
 def steps_to_bar(seed: int, lag: int, max_steps: int, overrides: Mapping[str, Any]) -> int:
     """Train once; return the environment steps at which the training return crossed the bar, or all of them."""
-    crossing = Crossing(BAR)
+    stop = threading.Event()
+    crossing = Crossing(BAR, stop.set)
     defaults = {"env_id": "Pendulum-v1", "algorithm": "offpolicy", "max_steps": max_steps, "seed": seed}
     hyperparameters = Hyperparameters(**{**defaults, "eval_interval_steps": 0, **overrides})
-    session = type("Session", (LaggingSession,), {"lag": lag})
+    session = type("Session", (LaggingSession,), {"steps_behind": lag})
     with tempfile.TemporaryDirectory() as scratch, patch.object(loop, "TrainingSession", session):
-        loop.train(hyperparameters, run_dir=Path(scratch) / "run", on_progress=crossing.on_progress)
+        run_dir = Path(scratch) / "run"
+        loop.train(hyperparameters, run_dir=run_dir, on_progress=crossing.on_progress, stop_event=stop)
     return crossing.env_steps or max_steps
 
 

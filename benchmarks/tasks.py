@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentgpt_remote import Exploration
-from benchmarks.baselines import Baseline, ppo, recurrent_ppo
+from benchmarks.baselines import Baseline, ppo, recurrent_ppo, sac
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,8 @@ TASKS = {
         Task(
             name="repeat_previous",
             source="examples.envs:repeat_previous",
-            goals=_goals(0.9, ppo=65_000, offpolicy=65_000),
+            # A decision is worth what it gets at once.
+            goals={"ppo": Goal(bar=0.9, within=65_000, hyperparameters={"gamma_init": 0.9})},
         ),
         Task(name="catch", source="examples.envs:catch", goals=_goals(0.9, ppo=50_000)),
         Task(name="dials", source="examples.envs:dials", goals=_goals(0.7, ppo=60_000)),
@@ -157,6 +158,14 @@ TASKS = {
                 "ppo": Goal(bar=4000, within=1_000_000),
                 "offpolicy": Goal(bar=2500, within=33_000, hyperparameters=_OBSERVED),
             },
+        ),
+        Task(
+            name="halfcheetah_100k",
+            source="HalfCheetah-v5",
+            goals={
+                "offpolicy": Goal(bar=2500, within=33_000, max_steps=100_000, hyperparameters=_OBSERVED),
+            },
+            baseline=sac(100_000, learning_starts=10_000),
         ),
         Task(name="hopper", source="Hopper-v5", goals=_goals(2300, ppo=1_000_000)),
         Task(name="walker2d", source="Walker2d-v5", goals=_goals(2300, ppo=1_000_000)),

@@ -21,7 +21,7 @@ import torch
 from agentgpt_remote import RemoteEnv, RemoteVectorEnv
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.sampler import Window, cut_chunks
-from benchmarks.baselines import make_env, ppo, recurrent_ppo, run_baseline
+from benchmarks.baselines import make_env, ppo, recurrent_ppo, run_baseline, sac
 from benchmarks.contenders import Row, message_bytes
 from benchmarks.curves import write_curves
 from benchmarks.learning import Run, run_seed, summary
@@ -242,6 +242,13 @@ def test_baselines_stop_at_the_bar() -> None:
     crossing, curve = run_baseline(lstm, "examples.envs:masked_cartpole", 475.0, seed=0)
     assert crossing.env_steps is None
     assert curve
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_baseline_that_is_run_whole_goes_on_after_the_bar() -> None:
+    crossing, curve = run_baseline(sac(4400, learning_starts=4300), "Pendulum-v1", -2000.0, seed=0)
+    assert crossing.env_steps is not None
+    assert crossing.env_steps < curve[-1][0]
 
 
 def test_curves_of_an_empty_run_can_be_drawn(tmp_path: Path) -> None:

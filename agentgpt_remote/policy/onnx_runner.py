@@ -24,7 +24,7 @@ from agentgpt_remote.spaces import space_from_dict
 
 METADATA_KEY = "agentgpt_bundle"
 _MAX_THREADS = 4
-_SCRATCH_TOKENS = 16_384
+_MAX_BINDINGS = 8
 
 
 class OnnxModel:
@@ -110,6 +110,11 @@ def load_onnx_file(path: Path) -> OnnxModel:
         raise BundleError(f"{path} is from another version of agentgpt-remote ({error!r}): export it again") from error
 
 
+def _dtype(name: str) -> type:
+    """Return the dtype of an input that belongs to a token."""
+    return {"is_first": np.int64, "pixels": np.uint8}.get(name, np.float32)
+
+
 def default_threads() -> int:
     """Return how many threads to use: OMP_NUM_THREADS where it is set, else the cores that are there, at most 4."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -153,6 +158,36 @@ class ArrayCache:
         self.clock[:count], self.length[:count] = other.clock, other.length
 
 
+class _Binding:
+    """Inputs and outputs that ONNX Runtime knows where to find, for consecutive slots: a call then needs no names.
+
+    Args:
+        session: of the model.
+        inputs: arrays by name, which calls change in place.
+        outputs: names.
+        count: agents.
+    """
+
+    def __init__(
+        self, session: ort.InferenceSession, inputs: Mapping[str, NDArray[Any]], outputs: list[str], count: int
+    ) -> None:
+        self._session, self.inputs = session, inputs
+        self._binding = session.io_binding()
+        for name, array in inputs.items():
+            self._binding.bind_cpu_input(name, array)
+        shapes = {output.name: output.shape for output in session.get_outputs()}
+        self._outputs: list[Float32] = []
+        for name in outputs:
+            array = np.empty([count if isinstance(size, str) else size for size in shapes[name]], np.float32)
+            self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+            self._outputs.append(array)
+
+    def run(self) -> list[Float32]:
+        """Return the outputs, which the next call overwrites."""
+        self._session.run_with_iobinding(self._binding)
+        return self._outputs
+
+
 class OnnxRunner:
     """Runs an :class:`OnnxModel`.
 
@@ -176,7 +211,9 @@ class OnnxRunner:
         self._window, self._period = config.max_input_states, rope_period(config.max_input_states)
         names = [(cache_names(layer, "key"), cache_names(layer, "value")) for layer in range(config.num_layers)]
         result = 1 if model.whole else 2
-        self._keys, self._values = [key[0] for key, _ in names], [value[0] for _, value in names]
+        self._rings = [*(key[0] for key, _ in names), *(value[0] for _, value in names)]
+        self._bindings: dict[tuple[int, int], _Binding] = {}
+        self._bound_cache: Cache | None = None
         self._outputs = ["parameters", *(key[result] for key, _ in names), *(value[result] for _, value in names)]
 
     def describe(self) -> dict[str, Any]:
@@ -204,22 +241,21 @@ class OnnxRunner:
         at: slice | Rows,
         pixels: UInt8 | None,
     ) -> Float32:
-        clock = cache.clock[at]
-        feeds: dict[str, Any] = {
-            "observation": np.ascontiguousarray(obs, np.float32),
-            "previous_action": np.ascontiguousarray(previous, np.float32),
-            "is_first": is_first.astype(np.int64),
-            "clock": clock,
-            "length": cache.length[at],
-        }
+        rings, clock = (*cache.keys, *cache.values), cache.clock[at]
+        tokens: dict[str, Any] = {"observation": obs, "previous_action": previous, "is_first": is_first}
         if pixels is not None:
-            feeds["pixels"] = np.ascontiguousarray(pixels)
-        for name, keys in zip(self._keys, cache.keys, strict=True):
-            feeds[name] = keys[at]
-        for name, values in zip(self._values, cache.values, strict=True):
-            feeds[name] = values[at]
-        params, *fresh = self.model.session.run(self._outputs, feeds)
-        rings = (*cache.keys, *cache.values)
+            tokens["pixels"] = pixels
+        if isinstance(at, slice) and cache is self.cache and not self.model.whole:
+            binding = self._bound(at, tokens)
+            for name, value in tokens.items():
+                binding.inputs[name][...] = value
+            params, *fresh = binding.run()
+            params = params.copy()
+        else:
+            feeds: dict[str, Any] = {name: np.ascontiguousarray(value, _dtype(name)) for name, value in tokens.items()}
+            feeds |= {"clock": clock, "length": cache.length[at]}
+            feeds |= {name: ring[at] for name, ring in zip(self._rings, rings, strict=True)}
+            params, *fresh = self.model.session.run(self._outputs, feeds)
         ring_index = clock % self._window
         if self.model.whole:
             for ring, new in zip(rings, fresh, strict=True):
@@ -235,6 +271,23 @@ class OnnxRunner:
         cache.clock[at] = (clock + 1) % self._period
         result: Float32 = params
         return result
+
+    def _bound(self, at: slice, tokens: Mapping[str, NDArray[Any]]) -> _Binding:
+        """Return the binding of some consecutive slots of the cache."""
+        cache = self.cache
+        if cache is not self._bound_cache:
+            self._bindings, self._bound_cache = {}, cache
+        binding = self._bindings.get((at.start, at.stop))
+        if binding is None:
+            if len(self._bindings) == _MAX_BINDINGS:
+                del self._bindings[next(iter(self._bindings))]
+            inputs: dict[str, Any] = {name: np.zeros(value.shape, _dtype(name)) for name, value in tokens.items()}
+            inputs |= {"clock": cache.clock[at], "length": cache.length[at]}
+            rings = zip(self._rings, (*cache.keys, *cache.values), strict=True)
+            inputs |= {name: ring[at] for name, ring in rings}
+            binding = _Binding(self.model.session, inputs, self._outputs, len(inputs["clock"]))
+            self._bindings[at.start, at.stop] = binding
+        return binding
 
     def rebuild(self, rows: Rows, obs: Float32, previous: Float32, is_first: Bools, pixels: UInt8 | None) -> None:
         """Fill slots from the last tokens of their agents, one token after the other."""

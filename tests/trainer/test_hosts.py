@@ -8,6 +8,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +21,17 @@ import pytest
 
 from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.metrics import read_metrics
+from agentgpt_remote.policy.gpt_policy import GPTPolicy
 from agentgpt_remote.server.serve import serve
 from agentgpt_remote.serving import BackgroundServer
+from agentgpt_remote.trainer.evaluation import evaluate_source
 from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
 from agentgpt_remote.trainer.lag import PolicyLag
 from agentgpt_remote.trainer.loop import TrainingResult, train
 from agentgpt_remote.trainer.reporting import Progress
 from agentgpt_remote.trainer.streams import StreamStore
 from agentgpt_remote.wrappers.local_host import LocalHost
+from tests.support import wait_until
 from tests.wrappers.bad_network import cutting_proxy
 
 SMALL: dict[str, Any] = {
@@ -235,6 +240,68 @@ def test_run_with_failing_hosts_learns_as_well_as_the_undisturbed_one(tmp_path: 
         server.close()
     assert min(finals) > 17
     assert abs(finals[0] - finals[1]) < 3
+
+
+@contextlib.contextmanager
+def cartpole_host(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a host process of its own at a port."""
+    command = [sys.executable, "-m", "agentgpt_remote", "serve", "CartPole-v1", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: listens(port), timeout_s=30.0)
+            yield process
+        finally:
+            process.kill()
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+        return True
+    return False
+
+
+def cartpole_return(run_dir: Path, *, disturbed: bool) -> float:
+    """Train on three host processes; return what the policy then gets greedily.
+
+    Where it is disturbed, one is killed for good, one is stopped for 30 s, and one is killed and comes back.
+    """
+    ports = [free_port() for _ in range(3)]
+    hosts = {f"h{port}": EnvHost(env_endpoint=f"ws://127.0.0.1:{port}", num_agents=8) for port in ports}
+    lanes_seen: list[float] = []
+    with contextlib.ExitStack() as stack:
+        killed, stalled, returning = (stack.enter_context(cartpole_host(port)) for port in ports)
+
+        def return_() -> None:
+            returning.kill()
+            returning.wait()
+            stack.enter_context(cartpole_host(ports[2]))
+
+        def stall() -> None:
+            os.kill(stalled.pid, signal.SIGSTOP)
+            threading.Timer(30.0, os.kill, (stalled.pid, signal.SIGCONT)).start()
+
+        events = [(8000, stall), (12_000, return_), (16_000, killed.kill)] if disturbed else []
+
+        def on_progress(progress: Progress) -> None:
+            lanes_seen.append(progress.metrics["remote/lanes"])
+            if events and progress.env_steps > events[0][0]:
+                events.pop(0)[1]()
+
+        hyperparameters = Hyperparameters(
+            env_hosts=hosts, max_steps=150_000, use_tensorboard=False, step_timeout_s=5.0, eval_interval_steps=0
+        )
+        result = train(hyperparameters, run_dir=run_dir, on_progress=on_progress)
+    assert not events
+    assert (min(lanes_seen), lanes_seen[-1]) == ((1, 2) if disturbed else (3, 3))
+    with GPTPolicy(str(result.bundle)) as policy:
+        return evaluate_source(policy, "CartPole-v1", episodes=20).mean
+
+
+@pytest.mark.slow
+def test_cartpole_is_solved_while_hosts_are_killed_stalled_for_half_a_minute_and_return(tmp_path: Path) -> None:
+    calm, disturbed = (cartpole_return(tmp_path / str(each), disturbed=each) for each in (False, True))
+    assert min(calm, disturbed) >= 475
+    assert abs(calm - disturbed) < 25
 
 
 def test_policy_lag_is_logged(tmp_path: Path) -> None:
