@@ -11,12 +11,13 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from agentgpt_remote._version import __version__
+from agentgpt_remote.endpoints import HUB_SCHEME
 from agentgpt_remote.errors import BundleError, ConfigError
 from agentgpt_remote.files import replacing
 from agentgpt_remote.policy.bundle import load_bundle
 from agentgpt_remote.policy.bundle_files import CARD_FILE, read_bundle
 from agentgpt_remote.policy.features import Float32
-from agentgpt_remote.policy.hub import HUB_SCHEME, local_bundle
+from agentgpt_remote.policy.hub import local_bundle
 from agentgpt_remote.policy.onnx_file import OPSET
 from agentgpt_remote.policy.onnx_graph import StepGraph
 from agentgpt_remote.policy.onnx_runner import METADATA_KEY, OnnxModel, OnnxRunner

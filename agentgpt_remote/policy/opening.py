@@ -9,6 +9,7 @@ from typing import Any
 from gymnasium import Space
 from gymnasium.error import DependencyNotInstalled
 
+from agentgpt_remote.endpoints import HUB_SCHEME
 from agentgpt_remote.errors import BundleError, ConfigError, missing_dependency
 from agentgpt_remote.policy.runner import Engine, Runner, check_engine
 
@@ -42,7 +43,7 @@ class OpenedPolicy:
         self, path: str | Path, *, engine: Engine = "auto", device: str = "cpu", max_agents: int | None = None
     ) -> None:
         check_engine(engine)
-        if str(path).startswith("hf://"):
+        if str(path).startswith(HUB_SCHEME):
             from agentgpt_remote.policy.hub import local_bundle
 
             path = local_bundle(path)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from gymnasium import Space
 
-from agentgpt_remote.endpoints import SAGEMAKER_SCHEME
+from agentgpt_remote.endpoints import HUB_SCHEME, SAGEMAKER_SCHEME
 from agentgpt_remote.errors import ConfigError, missing_dependency
 from agentgpt_remote.policy.options import ActOptions
 from agentgpt_remote.policy.runner import Engine, check_engine
@@ -100,10 +100,10 @@ def open_source(source: str, *, token: str | None, timeout_s: float, device: str
 
 
 def _open(source: str, *, token: str | None, timeout_s: float, device: str, engine: Engine) -> PolicySource:
-    from agentgpt_remote.policy.hub import HUB_SCHEME, local_bundle
-
     check_engine(engine)
     if source.startswith(HUB_SCHEME):
+        from agentgpt_remote.policy.hub import local_bundle
+
         source = str(local_bundle(source, timeout_s=timeout_s))
     if engine != "auto" and "://" in source:
         raise ConfigError(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from agentgpt_remote.endpoints import HUB_SCHEME
 from agentgpt_remote.errors import BundleError, ConfigError, InvalidArgument, RenderError
 from agentgpt_remote.policy.masks import MASK_KEY
 from agentgpt_remote.screens import VIDEO_SUFFIXES, Screen, VideoFile, Window, as_frame
@@ -193,7 +194,7 @@ def trained_on(bundle: str) -> tuple[str, dict[str, Any]]:
         ConfigError: the bundle does not tell, or lacks arguments that were secret.
     """
     from agentgpt_remote.policy.bundle_files import read_bundle
-    from agentgpt_remote.policy.hub import HUB_SCHEME, local_bundle
+    from agentgpt_remote.policy.hub import local_bundle
 
     try:
         provenance = read_bundle(local_bundle(bundle)).provenance

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -42,6 +43,7 @@ class HubStandIn:
         stall: set to answer nothing until ``released`` is set.
         fail_with: status that every request is answered with, or None.
         sizes: sizes to claim, by file name.
+        before_file: called before each file is sent.
     """
 
     def __init__(self) -> None:
@@ -51,6 +53,7 @@ class HubStandIn:
         self.stall, self.released = False, threading.Event()
         self.fail_with: int | None = None
         self.sizes: dict[str, int] = {}
+        self.before_file: Callable[[], object] | None = None
         hub = self
 
         class Handler(_Handler):
@@ -68,6 +71,13 @@ class HubStandIn:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(10)
+
+
+def _object_id(path: str, data: bytes | None) -> str | None:
+    """Return what names a file's content: of a large one its hash, else that of git."""
+    if data is None or path.endswith(LARGE):
+        return data if data is None else hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -136,6 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(200, {**told, "tags": [], "downloads": 0, "likes": 0})
 
     def _file(self, repository: Repository, revision: str, file: str) -> None:
+        if self.hub.before_file is not None:
+            self.hub.before_file()
         sha = repository.branches.get(revision, revision)
         data = repository.commits.get(sha, {}).get(file)
         if data is None:
@@ -149,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         if asked["organization"] == "others":
             return self._send(403, {"error": "You don't have the rights to create a model under this namespace"})
         if name in self.hub.repositories:
-            return self._send(409, {"error": "You already created this model repo"})
+            return self._send(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
         private = bool(asked.get("private")) or asked.get("visibility") == "private"
         repository = self.hub.repositories[name] = Repository(private=private)
         repository.commit("main", {".gitattributes": b""})
@@ -164,11 +176,13 @@ class _Handler(BaseHTTPRequestHandler):
             repository.branches[rest[1]] = repository.branches["main"]
             return self._send(200, {})
         if rest[0] == "preupload":
+            there = repository.commits.get(repository.branches.get(rest[1], ""), {})
             files = [
                 {
                     "path": file["path"],
                     "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular",
                     "shouldIgnore": False,
+                    "oid": _object_id(file["path"], there.get(file["path"])),
                 }
                 for file in json.loads(body)["files"]
             ]
