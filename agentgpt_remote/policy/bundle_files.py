@@ -114,7 +114,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         _check_size(path)
         fields = json.loads(path.read_text(encoding="utf-8"))
-        version, _ = fields["format_version"], fields["observation_space"]
+        version = fields["format_version"]
+        if version == FORMAT_VERSION:
+            fields["observation_space"]
     except (FileNotFoundError, NotADirectoryError) as error:
         hint = hint or "; `agentgpt train SOURCE` writes one to runs/RUN_ID/policy"
         raise BundleError(f"no policy bundle at {folder} ({CONFIG_FILE} is missing){hint}") from error
@@ -126,6 +128,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         side = "upgrade agentgpt-remote" if isinstance(version, int) and version > FORMAT_VERSION else "train it again"
         raise BundleError(
             f"{folder} has bundle format {version!r} (written by agentgpt-remote {fields.get('agentgpt_remote')}), "
-            f"this is agentgpt-remote {__version__}, which reads format {FORMAT_VERSION}: {side}"
+            f"this is agentgpt-remote {__version__}, which reads format {FORMAT_VERSION}: {side}{hint}"
         )
     return dict(fields)
