@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle, such as `runs/CartPole-v1/policy`.")],
+    bundle: Annotated[
+        str, typer.Argument(help="Folder of a policy bundle, such as `runs/CartPole-v1/policy`, or hf://OWNER/NAME.")
+    ],
     host: Host = "127.0.0.1",
     port: Port = 8080,
     token: Token = None,
@@ -58,7 +60,7 @@ def run(
 
 
 def export(
-    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle.")],
+    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle, or hf://OWNER/NAME.")],
     out: Annotated[str | None, typer.Option(help="File to write; by default policy.onnx in the bundle.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle, or the URL of a policy server.")],
+    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle, hf://OWNER/NAME, or the URL of a server.")],
     source: Annotated[str, typer.Argument(metavar="SOURCE_OR_URL", help="Environment to act in.")],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to play in each way.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the environments and of sampling.")] = 0,

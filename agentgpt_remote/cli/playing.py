@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def play(
-    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle, or the URL of a policy server.")],
+    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle, hf://OWNER/NAME, or the URL of a server.")],
     env: Annotated[
         str | None, typer.Option(metavar="SOURCE_OR_URL", help="Environment; by default what it was trained on.")
     ] = None,
