@@ -217,11 +217,11 @@ class RemoteSource:
             except ConnectionLost as error:
                 self._ids = ()
                 if time.monotonic() >= deadline:
-                    raise ConnectionLost(
+                    raise type(error)(
                         f"{error}: the server was not back within {self._timeout_s:g} s; the call may be repeated"
                     ) from error
                 if retried:
-                    raise ConnectionLost(f"{error}; asked twice, the call may be repeated") from error
+                    raise type(error)(f"{error}; asked twice, the call may be repeated") from error
             else:
                 break
         if frame.kind == wire.FAILED:
