@@ -21,6 +21,7 @@ Each class also inherits the builtin that users already catch::
     ├── BundleError (ValueError)              a policy bundle is missing, damaged or of another version
     ├── RunExists (FileExistsError)           a run id that is taken, without resume or force
     ├── PortInUse (OSError)                   another process listens on the port
+    ├── RenderError (RuntimeError)            an environment or this machine can't show what happens
     ├── ChildProcessFailed (RuntimeError)     a process that the package started ended early
     └── TrainingFailed (RuntimeError)         training ended with an error
 
@@ -128,6 +129,10 @@ class PortInUse(AgentGPTError, OSError):
     """Another process listens on the port."""
 
 
+class RenderError(AgentGPTError, RuntimeError):
+    """An environment has no frames to show, or there is no way here to show or write them."""
+
+
 class ChildProcessFailed(AgentGPTError, RuntimeError):
     """A process that the package started ended before it was ready, or unexpectedly."""
 
@@ -163,6 +168,9 @@ _EXTRA_OF_MODULE = {
     "boto3": "cloud",
     "botocore": "cloud",
     "onnxruntime": "onnx",
+    "imageio_ffmpeg": "video",
+    "pygame": "video",
+    "huggingface_hub": "hub",
 }
 
 

@@ -44,6 +44,7 @@ def train(
 
     Ctrl-C ends the run early with a checkpoint and a usable bundle. Under torchrun all its processes learn together.
     """
+    from agentgpt_remote.policy.provenance import note_evaluation
     from agentgpt_remote.trainer.hyperparameters import Hyperparameters
     from agentgpt_remote.trainer.ranks import join_ranks
 
@@ -64,7 +65,10 @@ def train(
             )
     if not ranks.leads:
         return
-    evaluation = None if result.stopped else _evaluate(result.bundle, sources[0], hyperparameters.seed, token)
+    evaluation = None
+    if not result.stopped:
+        evaluation = _evaluate(result.bundle, sources[0], hyperparameters.seed, token)
+        note_evaluation(result.bundle, evaluation.to_dict())
     if as_json:
         print(json.dumps(_summary(result, evaluation)))
     else:

@@ -16,6 +16,8 @@ _CONNECT_TIMEOUT_S = 5.0
 _DENIED = {"AccessDeniedException", "UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException"}
 # The instance of the session is gone, or is being replaced.
 _SESSION_GONE = {"ModelNotReadyException", "ServiceUnavailable", "InternalFailure", "InternalDependencyException"}
+_THROTTLED = {"ThrottlingException", "TooManyRequestsException"}
+_MAX_CLIENTS = 4
 
 
 class SageMakerRuntime:
@@ -38,11 +40,14 @@ class SageMakerRuntime:
         self._clients: dict[float, Any] = {}
 
     def _client(self, timeout_s: float) -> Any:
-        """Return a client whose deadline is at least ``timeout_s``; one is kept per power of two of seconds."""
-        limit = 2.0 ** max(0, (max(timeout_s, 1.0) - 1e-9).__ceil__().bit_length())
+        """Return a client whose deadline is ``timeout_s`` to two digits: a client has one for all its calls."""
+        limit = float(f"{max(timeout_s, 0.01):.2g}")
         if limit not in self._clients:
+            while len(self._clients) >= _MAX_CLIENTS:
+                self._clients.pop(next(iter(self._clients))).close()
+            # Whoever asks repeats a request, within the same deadline.
             config = Config(
-                connect_timeout=min(limit, _CONNECT_TIMEOUT_S), read_timeout=limit, retries={"total_max_attempts": 2}
+                connect_timeout=min(limit, _CONNECT_TIMEOUT_S), read_timeout=limit, retries={"total_max_attempts": 1}
             )
             try:
                 self._clients[limit] = self._session.client("sagemaker-runtime", config=config)
@@ -78,7 +83,7 @@ class SageMakerRuntime:
         text = f"endpoint {self._name} refused the request: {code} {message}"
         if code in _DENIED:
             return AuthError(text)
-        if code in _SESSION_GONE or status >= 500 or "session" in message.lower():
+        if code in _SESSION_GONE | _THROTTLED or status >= 500 or "session" in message.lower():
             return ConnectionLost(text)
         if code == "ModelError":
             original = error.response.get("OriginalStatusCode", 0)

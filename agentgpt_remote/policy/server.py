@@ -212,7 +212,7 @@ def serve_policy(
     """Serve a bundle.
 
     Args:
-        bundle: its folder, a file that ``agentgpt export`` wrote, or one of them that is open.
+        bundle: its folder, ``hf://OWNER/NAME``, a file that ``agentgpt export`` wrote, or one of them that is open.
         host: address to listen on; anything but loopback needs a token.
         port: 0 takes a free one.
         token: secret that clients must present; ``AGENTGPT_TOKEN`` by default.
