@@ -117,7 +117,7 @@ class Invocations:
             return _HttpSession(self.engine, self._layouts, self._describe), {}
         headers = {}
         if session_id == NEW_SESSION:
-            session_id, session = secrets.token_urlsafe(24), _HttpSession(self.engine, self._layouts, self._describe)
+            session_id, session = secrets.token_hex(24), _HttpSession(self.engine, self._layouts, self._describe)
             expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + SESSION_LIFETIME_S))
             headers[NEW_SESSION_HEADER] = f"{session_id}; Expires={expires}"
         elif session_id in self._sessions:

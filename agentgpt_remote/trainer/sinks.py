@@ -128,6 +128,21 @@ def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _HIDDEN if _is_secret(str(name)) else _cleaned(value) for name, value in values.items()}
 
 
+def secret_names(values: Mapping[str, Any]) -> list[str]:
+    """Return the names in a nest of mappings that tell of a secret.
+
+    >>> secret_names({"level": 3, "server": {"api_key": "x"}})
+    ['api_key']
+    """
+    names = []
+    for name, value in values.items():
+        if _is_secret(str(name)):
+            names.append(str(name))
+        elif isinstance(value, Mapping):
+            names += secret_names(value)
+    return names
+
+
 def _is_secret(name: str) -> bool:
     return any(word in name.lower() for word in _SECRET_WORDS)
 

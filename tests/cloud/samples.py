@@ -1,0 +1,21 @@
+"""Configurations that tests of the cloud share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentgpt_remote.cloud.config import SageMakerConfig
+
+ACCOUNT = "123456789012"
+FIELDS: dict[str, Any] = {
+    "role_arn": f"arn:aws:iam::{ACCOUNT}:role/agentgpt",
+    "region": "us-east-1",
+    "image_uri": f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/agentgpt:0.1.0",
+    "output_path": "s3://agentgpt-runs/jobs",
+    "model_data": "s3://agentgpt-runs/jobs/x/output/model.tar.gz",
+}
+SECRET_ARN = f"arn:aws:secretsmanager:us-east-1:{ACCOUNT}:secret:agentgpt/host-AbCdEf"
+
+
+def config(**changes: Any) -> SageMakerConfig:
+    return SageMakerConfig(**FIELDS | changes)
