@@ -22,6 +22,7 @@ Each class also inherits the builtin that users already catch::
     ├── RunExists (FileExistsError)           a run id that is taken, without resume or force
     ├── PortInUse (OSError)                   another process listens on the port
     ├── ChildProcessFailed (RuntimeError)     a process that the package started ended early
+    ├── CloudError (RuntimeError)             a cloud refused or failed what was asked of it
     └── TrainingFailed (RuntimeError)         training ended with an error
 
 Gymnasium's own are reused where they say it: ``ClosedEnvironmentError``, ``ResetNeeded``,
@@ -132,6 +133,10 @@ class ChildProcessFailed(AgentGPTError, RuntimeError):
     """A process that the package started ended before it was ready, or unexpectedly."""
 
 
+class CloudError(AgentGPTError, RuntimeError):
+    """A cloud refused, or failed at, what was asked of it; the text says what is left running."""
+
+
 class TrainingFailed(AgentGPTError, RuntimeError):
     """Training ended with an error; the last checkpoint is kept."""
 
@@ -162,6 +167,8 @@ _EXTRA_OF_MODULE = {
     "wandb": "wandb",
     "boto3": "cloud",
     "botocore": "cloud",
+    "sagemaker": "sagemaker",
+    "moto": "rehearse",
     "onnxruntime": "onnx",
 }
 
