@@ -21,20 +21,22 @@ _SESSION_GONE = {"ModelNotReadyException", "ServiceUnavailable", "InternalFailur
 class SageMakerRuntime:
     """One endpoint.
 
-    Region and credentials are found as boto3 finds them; ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME`` names another address.
+    Credentials are found as boto3 finds them, and the region too where the name has none;
+    ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME`` names another address.
 
     Args:
-        name: of the endpoint.
+        name: of the endpoint, with ``?region=...`` behind it where it lies in another region than the usual one.
 
     Raises:
         ConfigError: the name makes no sense, or no region is set.
     """
 
     def __init__(self, name: str) -> None:
-        if not name or "/" in name:
-            raise ConfigError(f"sagemaker://{name}: expected sagemaker://ENDPOINT_NAME")
-        self._name = name
-        self._session = boto3.session.Session()
+        self._name, query, parameters = name.partition("?")
+        key, _, region = parameters.partition("=")
+        if not self._name or "/" in name or (query and (key != "region" or not region)):
+            raise ConfigError(f"sagemaker://{name}: expected sagemaker://ENDPOINT_NAME, with ?region=REGION or not")
+        self._session = boto3.session.Session(region_name=region or None)
         self._clients: dict[float, Any] = {}
 
     def _client(self, timeout_s: float) -> Any:

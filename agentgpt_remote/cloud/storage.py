@@ -102,7 +102,7 @@ def download_folder(client: Any, uri: str, folder: Path) -> int:
 
 
 def fetch_archive(aws: Aws, uri: str, folder: Path) -> None:
-    """Download a ``.tar.gz`` and unpack it into a folder; nothing in it may lead out of there.
+    """Download a ``.tar.gz`` and unpack it into a folder.
 
     Raises:
         CloudError: it is not there, or damaged.
@@ -114,12 +114,23 @@ def fetch_archive(aws: Aws, uri: str, folder: Path) -> None:
     try:
         with explained(f"download {uri}"):
             client.download_file(bucket, key, str(archive))
-        _unpack(archive, folder, uri)
+        unpack_archive(archive, folder, uri)
     finally:
         archive.unlink(missing_ok=True)
 
 
-def _unpack(archive: Path, folder: Path, uri: str) -> None:
+def unpack_archive(archive: Path, folder: Path, uri: str) -> None:
+    """Unpack a ``.tar.gz`` into a folder; nothing in it may lead out of there.
+
+    Args:
+        archive: the file.
+        folder: made if it is missing.
+        uri: how the archive is called in errors.
+
+    Raises:
+        CloudError: it is damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(archive, "r:gz") as packed:
             packed.extractall(folder, filter="data")
