@@ -94,6 +94,8 @@ def _train(folders: ContainerFolders, stop: threading.Event) -> int:
     if leads:
         _hand_over(folders)
     upload_run(folders)
+    last = {"env_steps": float(result.env_steps), "rollout/episode_return": result.episode_return}
+    _say(metric_line(last | {"rollout/episodes": float(result.episodes), "time/wall_s": result.wall_s}))
     how = "stopped" if result.stopped else "completed"
     _say(f"{how} after {result.env_steps} env steps; the policy is in {folders.model}")
     return 0

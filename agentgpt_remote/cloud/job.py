@@ -19,7 +19,7 @@ from agentgpt_remote.cloud.logs import JobLogs
 from agentgpt_remote.cloud.metric_lines import read_metric_lines
 from agentgpt_remote.cloud.requests import CHECKPOINT_VARIABLE, SECRETS_NAME, job_name, training_job_request
 from agentgpt_remote.cloud.storage import download_folder, fetch_archive, list_keys, split_uri
-from agentgpt_remote.errors import BundleError, RemoteTimeout, TrainingFailed, missing_dependency
+from agentgpt_remote.errors import AgentGPTError, BundleError, RemoteTimeout, TrainingFailed, missing_dependency
 from agentgpt_remote.serving import resolve_token
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.run import RunStatus, State, TrainingRun
@@ -161,9 +161,7 @@ class CloudTrainingRun(TrainingRun):
         return f"job {self.run_id} keeps running"
 
     def _how_to_stop(self) -> str:
-        return (
-            f"`agentgpt cloud stop {self.run_id}` ends it with a checkpoint, `... logs {self.run_id}` reads it"
-        )
+        return f"`agentgpt cloud stop {self.run_id}` ends it with a checkpoint, `... logs {self.run_id}` reads it"
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> CloudStatus:
         """End the job with a checkpoint and a bundle, and wait for it.
@@ -216,6 +214,18 @@ class CloudTrainingRun(TrainingRun):
         except ModuleNotFoundError as error:
             raise missing_dependency(error) from error
         return TrainingJob.get(training_job_name=self.run_id, region=self._aws.region)
+
+
+def find_job(aws: Aws, name: str) -> CloudTrainingRun | None:
+    """Return a training job, or None where there is none of that name."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return CloudTrainingRun(aws, name)
+    except AgentGPTError as error:
+        if isinstance(error.__cause__, ClientError) and "not found" in str(error.__cause__):
+            return None
+        raise
 
 
 def submit_training(

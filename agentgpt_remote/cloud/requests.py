@@ -141,8 +141,15 @@ def _refuse_secrets(hyperparameters: Hyperparameters) -> None:
 def _stopping_condition(config: SageMakerConfig) -> dict[str, int]:
     condition = {"MaxRuntimeInSeconds": config.max_run}
     if config.spot:
-        condition["MaxWaitTimeInSeconds"] = config.max_wait or min(2 * config.max_run, config.max_run + 24 * 3600)
+        condition["MaxWaitTimeInSeconds"] = longest_s(config)
     return condition
+
+
+def longest_s(config: SageMakerConfig) -> int:
+    """Return the most seconds that a training job may take, waits for spot machines included."""
+    if not config.spot:
+        return config.max_run
+    return config.max_wait or min(2 * config.max_run, config.max_run + 24 * 3600)
 
 
 def _vpc(config: SageMakerConfig) -> dict[str, Any]:

@@ -139,7 +139,12 @@ class TrainingRun:
         Raises:
             BundleError: the run has written none yet.
         """
-        return GPTPolicy(self.run_dir / "policy", deterministic=deterministic, seed=seed)
+        return open_policy(self.run_dir / "policy", deterministic=deterministic, seed=seed)
+
+
+def open_policy(source: str | Path, *, deterministic: bool = True, seed: int | None = None) -> GPTPolicy:
+    """Return the policy in a folder, or at the URL of a policy server or endpoint; see :class:`GPTPolicy`."""
+    return GPTPolicy(source, deterministic=deterministic, seed=seed)
 
 
 def free_run_dir(runs_dir: str | Path, name: str) -> Path:

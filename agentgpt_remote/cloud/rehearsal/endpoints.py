@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from agentgpt_remote.cloud.rehearsal.containers import Container
-from agentgpt_remote.cloud.rehearsal.surroundings import Surroundings
+from agentgpt_remote.cloud.rehearsal.surroundings import ACCOUNT, Surroundings
 from agentgpt_remote.cloud.storage import split_uri, unpack_archive
 from agentgpt_remote.errors import CloudError
 
@@ -31,6 +31,7 @@ class Instance:
 
     Attributes:
         url: where its container answers.
+        num_requests: that it was passed.
         container: that runs on it.
     """
 
@@ -39,7 +40,7 @@ class Instance:
         shutil.copytree(model, base / "ml" / "model")
         port = _free_port()
         own = {"SAGEMAKER_BIND_TO_PORT": str(port), "AGENTGPT_BIND_HOST": "127.0.0.1"}
-        self.url = f"http://127.0.0.1:{port}"
+        self.url, self.num_requests = f"http://127.0.0.1:{port}", 0
         self.container = Container("serve", base, {**environment, **own})
 
     def is_healthy(self) -> bool:
@@ -93,7 +94,7 @@ class Endpoint:
         count = self._variant.get("InitialInstanceCount", 1)
         told: dict[str, Any] = {
             "EndpointName": self.name,
-            "EndpointArn": f"arn:aws:sagemaker:{self._surroundings.region}:123456789012:endpoint/{self.name}",
+            "EndpointArn": f"arn:aws:sagemaker:{self._surroundings.region}:{ACCOUNT}:endpoint/{self.name}",
             "EndpointConfigName": self.config["EndpointConfigName"],
             "EndpointStatus": self.status,
             "CreationTime": self.created,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agentgpt_remote.cloud.rehearsal.containers import Container
-from agentgpt_remote.cloud.rehearsal.surroundings import LOG_GROUP, Surroundings
+from agentgpt_remote.cloud.rehearsal.surroundings import ACCOUNT, LOG_GROUP, Surroundings
 from agentgpt_remote.cloud.storage import download_folder, pack_archive, split_uri, upload_files
 
 STOP_GRACE_S = 120.0
@@ -114,7 +114,7 @@ class TrainingJob:
         output = self.request["OutputDataConfig"]["S3OutputPath"].rstrip("/")
         now = time.time()
         told: dict[str, Any] = kept | {
-            "TrainingJobArn": f"arn:aws:sagemaker:{self._surroundings.region}:123456789012:training-job/{self.name}",
+            "TrainingJobArn": f"arn:aws:sagemaker:{self._surroundings.region}:{ACCOUNT}:training-job/{self.name}",
             "ModelArtifacts": {"S3ModelArtifacts": f"{output}/{self.name}/output/model.tar.gz"},
             "TrainingJobStatus": self.status,
             "SecondaryStatus": self.secondary,

@@ -9,9 +9,7 @@ from typing import Self
 
 from agentgpt_remote.cloud.config import SageMakerConfig
 from agentgpt_remote.cloud.rehearsal.sagemaker import SageMaker
-from agentgpt_remote.cloud.rehearsal.surroundings import Surroundings, credentials, pointed_at
-
-ACCOUNT = "123456789012"
+from agentgpt_remote.cloud.rehearsal.surroundings import ACCOUNT, Surroundings, credentials, pointed_at
 
 
 def rehearsal_config(**changes: object) -> SageMakerConfig:
@@ -50,7 +48,7 @@ class Stage:
             variables = {"AWS_ENDPOINT_URL": self.surroundings.url, "AWS_REGION": region, "AWS_DEFAULT_REGION": region}
             self.sagemaker = SageMaker(Path(folder), self.surroundings, credentials() | variables)
             stack.callback(self.sagemaker.close)
-            services = ("SAGEMAKER", "SAGEMAKER_RUNTIME", "SCHEDULER")
+            services = ("SAGEMAKER", "SAGEMAKER_RUNTIME", "SCHEDULER", "SERVICE_QUOTAS")
             own = {f"AWS_ENDPOINT_URL_{service}": self.sagemaker.url for service in services}
             stack.enter_context(pointed_at({"AWS_ENDPOINT_URL": self.surroundings.url, **own}, region))
             self._stack = stack.pop_all()

@@ -16,6 +16,7 @@ from agentgpt_remote.cloud.config import SageMakerConfig
 from agentgpt_remote.cloud.storage import split_uri
 from agentgpt_remote.errors import missing_dependency
 
+ACCOUNT = "123456789012"
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 _TRUST = {
     "Version": "2012-10-17",
@@ -110,7 +111,11 @@ class Surroundings:
         with contextlib.suppress(client.exceptions.RepositoryAlreadyExistsException):
             client.create_repository(repositoryName=repository)
         kind = "application/vnd.docker.distribution.manifest.v2+json"
-        config = {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": "sha256:" + "0" * 64, "size": 2}
+        config = {
+            "mediaType": "application/vnd.docker.container.image.v1+json",
+            "digest": "sha256:" + "0" * 64,
+            "size": 2,
+        }
         manifest = json.dumps({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": []})
         with contextlib.suppress(client.exceptions.ImageAlreadyExistsException):
             client.put_image(
