@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,7 +57,7 @@ class Aws:
 
     def __init__(self, region: str | None = None) -> None:
         try:
-            self.session = boto3.session.Session(region_name=region)
+            self.session = boto3.session.Session(region_name=region or os.environ.get("AWS_REGION"))
         except botocore.exceptions.BotoCoreError as error:
             raise ConfigError(f"AWS is not set up: {error}; run `aws configure`") from error
         if self.session.region_name is None:

@@ -244,5 +244,8 @@ def submit_training(
     if not aws.is_rehearsal():  # there the containers run on this machine, and reach what it reaches
         check_reachable(hyperparameters, config)
     require(check_training(aws, config))
-    aws.send(request, f"start the training job {name}")
-    return CloudTrainingRun(aws, name, runs_dir=runs_dir)
+    try:
+        aws.send(request, f"start the training job {name}")
+        return CloudTrainingRun(aws, name, runs_dir=runs_dir)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"job {name} may have been started: `agentgpt cloud stop {name}` ends it") from None

@@ -105,7 +105,10 @@ def training_job_request(config: SageMakerConfig, hyperparameters: Hyperparamete
         "RoleArn": config.required("role_arn", "a training job"),
         "AlgorithmSpecification": algorithm,
         "HyperParameters": texts,
-        "OutputDataConfig": {"S3OutputPath": config.required("output_path", "a training job")},
+        "OutputDataConfig": {
+            "S3OutputPath": config.required("output_path", "a training job"),
+            "CompressionType": "GZIP",
+        },
         "ResourceConfig": resources,
         "StoppingCondition": _stopping_condition(config),
         "CheckpointConfig": {"S3Uri": checkpoints, "LocalPath": CHECKPOINT_DIR},

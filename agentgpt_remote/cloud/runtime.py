@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import boto3
@@ -36,7 +37,7 @@ class SageMakerRuntime:
         key, _, region = parameters.partition("=")
         if not self._name or "/" in name or (query and (key != "region" or not region)):
             raise ConfigError(f"sagemaker://{name}: expected sagemaker://ENDPOINT_NAME, with ?region=REGION or not")
-        self._session = boto3.session.Session(region_name=region or None)
+        self._session = boto3.session.Session(region_name=region or os.environ.get("AWS_REGION"))
         self._clients: dict[float, Any] = {}
 
     def _client(self, timeout_s: float) -> Any:

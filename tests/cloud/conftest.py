@@ -11,8 +11,7 @@ import pytest
 from agentgpt_remote import AgentGPT, Hyperparameters
 from agentgpt_remote.cloud.job import CloudTrainingRun
 from agentgpt_remote.cloud.rehearsal.stage import Stage, rehearsal_config
-
-SMALL = {"num_envs": 4, "num_layers": 1, "d_model": 32, "rollout_steps": 256}
+from tests.cloud.samples import SMALL
 
 
 @pytest.fixture(scope="package")

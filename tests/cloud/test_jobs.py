@@ -19,12 +19,11 @@ from agentgpt_remote.cloud.metric_lines import DEFINED
 from agentgpt_remote.cloud.rehearsal.stage import Stage, rehearsal_config
 from agentgpt_remote.cloud.secret import store_token
 from agentgpt_remote.errors import BundleError, ConfigError, RemoteTimeout, TrainingFailed
-from tests.cloud.conftest import SMALL
+from tests.cloud.samples import LONG, SMALL
 from tests.conftest import ServeFunction
 from tests.support import is_running, wait_until
 
 CONFIG = rehearsal_config()
-LONG = Hyperparameters(env_id="CartPole-v1", max_steps=10_000_000, checkpoint_interval_s=0.5, **SMALL)
 TOKEN = "token-that-never-travels"
 
 
