@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agentgpt_remote.cli import cloud_images
 from agentgpt_remote.cli.options import ClientToken, Json, parse_settings, where
 from agentgpt_remote.errors import ConfigError
 
@@ -49,6 +50,7 @@ Region = Annotated[str | None, typer.Option(help="AWS region; that of the config
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to ``app``."""
+    cloud_images.register(commands)
     app.add_typer(commands, name="cloud")
 
 
@@ -182,7 +184,7 @@ def logs(
     lines = run.logs(tail)
     while True:
         for line in lines:
-            print(line)
+            print(line, flush=True)
         ended = run.status().state != "running"
         lines = run.new_logs()
         if not lines and (ended or not follow):

@@ -72,7 +72,7 @@ class CloudTrainingRun(TrainingRun):
     """
 
     def __init__(self, aws: Aws, name: str, *, runs_dir: str | Path = "runs") -> None:
-        self._aws, self._logs = aws, JobLogs(aws, name)
+        self._aws, self._logs, self._told = aws, JobLogs(aws, name), 0
         told = self._describe(name)
         self.latest_training_job = LatestTrainingJob(name)
         self.run_id, self.run_dir = name, Path(runs_dir) / name
@@ -112,11 +112,14 @@ class CloudTrainingRun(TrainingRun):
     def logs(self, tail: int | None = None) -> list[str]:
         """Return the lines that the job's machines have printed, or the last ``tail`` of them."""
         lines = self._logs.lines()
+        self._told = len(lines)
         return lines if tail is None else lines[-tail:]
 
     def new_logs(self) -> list[str]:
-        """Return the lines that have come since logs were last read."""
-        return self._logs.read()
+        """Return the lines that have come since :meth:`logs` or this was last called."""
+        lines = self._logs.lines()
+        fresh, self._told = lines[self._told :], len(lines)
+        return fresh
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metrics so far: one dict a report, each with ``env_steps``."""

@@ -69,6 +69,10 @@ class Surroundings:
         import httpx
 
         httpx.post(f"{self.url}/moto-api/reset", timeout=10).raise_for_status()
+        # Tasks of ECS run until they are stopped, as real ones do; moto's own end when they are looked at.
+        change = {"model_name": "ecs::task", "transition": {"progression": "manual", "times": 1_000_000}}
+        where = f"{self.url}/moto-api/state-manager/set-transition"
+        httpx.post(where, json=change, timeout=10).raise_for_status()
 
     def client(self, service: str, region: str | None = None) -> Any:
         """Return a boto3 client of a service, whatever the environment says."""

@@ -1,0 +1,357 @@
+"""Environment hosts and relays in the cloud: one container on AWS ECS, with a token, an end and a way to stop it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from agentgpt_remote.cloud.aws import Aws, explained
+from agentgpt_remote.cloud.cost import price_table
+from agentgpt_remote.cloud.requests import CREATED_BY, RUN, Request, unique_name
+from agentgpt_remote.errors import CloudError, ConfigError, RemoteTimeout
+
+PORT = 8000
+LOG_GROUP = "/agentgpt/hosts"
+_SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@!-]+")
+_ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+")
+_MEMORY_MB = {256: (512, 2048), 512: (1024, 4096), 1024: (2048, 8192), 2048: (4096, 16384), 4096: (8192, 30720)}
+_START_TIMEOUT_S = 600.0
+_POLL_S, _REHEARSED_POLL_S = 5.0, 0.1
+_MAX_TTL_H = 24 * 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloudHostConfig:
+    """How a host runs on ECS.
+
+    Attributes:
+        image_uri: of the environment's image, as ``agentgpt cloud image push --env`` prints it.
+        execution_role_arn: role by which ECS pulls the image and reads the token.
+        token_secret: ARN of the host's token in Secrets Manager.
+        subnets: that it runs in.
+        security_group_ids: who may reach port 8000; let the training job's group in.
+        region: of AWS; that of the profile by default.
+        public: give it a public address, too. Traffic is not encrypted there: better have it dial out to a relay.
+        cpu: in 1/1024 of a core.
+        memory_mb: memory in MiB.
+        spot: on spare machines, which may be taken away.
+        ttl_hours: after which it ends by itself.
+        cluster: name of the ECS cluster; made if it is missing.
+        launch_type: ``"FARGATE"``, or ``"EC2"`` on machines that the cluster has.
+        tags: of what is made.
+
+    Raises:
+        ConfigError: a field is missing, of the wrong form or out of range.
+    """
+
+    image_uri: str
+    execution_role_arn: str
+    token_secret: str
+    subnets: Sequence[str]
+    security_group_ids: Sequence[str]
+    region: str | None = None
+    public: bool = False
+    cpu: int = 1024
+    memory_mb: int = 2048
+    spot: bool = True
+    ttl_hours: float = 8.0
+    cluster: str = "agentgpt"
+    launch_type: str = "FARGATE"
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if _ROLE_ARN.fullmatch(self.execution_role_arn) is None:
+            raise ConfigError(f"execution_role_arn={self.execution_role_arn!r}: expected the ARN of an IAM role")
+        if _SECRET_ARN.fullmatch(self.token_secret) is None:
+            # What is not an ARN may be the token itself: it is not shown.
+            raise ConfigError(
+                "token_secret is not an ARN: store the token with `agentgpt cloud secret`, which prints one"
+            )
+        if not self.subnets or not self.security_group_ids:
+            raise ConfigError("a host in the cloud needs subnets and security_group_ids of a VPC")
+        if self.launch_type not in ("FARGATE", "EC2"):
+            raise ConfigError(f"launch_type={self.launch_type!r}: expected 'FARGATE' or 'EC2'")
+        low, high = _MEMORY_MB.get(self.cpu, (0, -1))
+        if not low <= self.memory_mb <= high:
+            sizes = ", ".join(f"{cpu} with {least} to {most}" for cpu, (least, most) in _MEMORY_MB.items())
+            raise ConfigError(f"cpu={self.cpu}, memory_mb={self.memory_mb}: expected one of {sizes}")
+        if not isinstance(self.ttl_hours, int | float) or not 0 < self.ttl_hours <= _MAX_TTL_H:
+            raise ConfigError(f"ttl_hours={self.ttl_hours!r}: expected hours, more than 0 and at most {_MAX_TTL_H}")
+
+
+def read_config(path: Path | None, changes: Mapping[str, Any]) -> CloudHostConfig:
+    """Return a configuration from a TOML file of fields and from changes to it.
+
+    Raises:
+        ConfigError: the file can't be read, a field is unknown, missing or refused.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} can't be read as TOML: {error}") from error
+    values |= changes
+    known = {spec.name: spec for spec in fields(CloudHostConfig)}
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+            raise ConfigError(f"unknown field {name!r} of CloudHostConfig: {hint}")
+    needed = ("image_uri", "execution_role_arn", "token_secret", "subnets", "security_group_ids")
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise ConfigError(
+            f"a host in the cloud needs {', '.join(missing)}: see docs/cloud.md; use --config or --host-set"
+        )
+    return CloudHostConfig(**values)
+
+
+def hourly_cost(config: CloudHostConfig) -> float:
+    """Return what a host costs per hour on Fargate, in US dollars and without spot's discount."""
+    prices = price_table()["fargate"]
+    return float(config.cpu / 1024 * prices["vcpu_hour"] + config.memory_mb / 1024 * prices["gb_hour"])
+
+
+def host_requests(config: CloudHostConfig, words: Sequence[str], name: str, region: str) -> list[Request]:
+    """Return what starts a host, in this order: task definition, task.
+
+    Args:
+        config: how it runs.
+        words: what the image is told, such as ``["serve", "CartPole-v1", "--host", "0.0.0.0"]``.
+        name: of the host.
+        region: of AWS.
+
+    Raises:
+        ConfigError: the service model does not allow a request.
+    """
+    own = {CREATED_BY: "agentgpt-remote", RUN: name, **config.tags}
+    tags = [{"key": key, "value": value} for key, value in own.items()]
+    # Ends by itself whoever has forgotten it: the container's only process ends, and with it the task.
+    limit = ["timeout", "--signal=TERM", "--kill-after=30", str(int(config.ttl_hours * 3600))]
+    container: dict[str, Any] = {
+        "name": "host",
+        "image": config.image_uri,
+        "essential": True,
+        "memory": config.memory_mb,
+        "entryPoint": [*limit, "python", "-m", "agentgpt_remote"],
+        "command": list(words),
+        "portMappings": [{"containerPort": PORT, "protocol": "tcp"}],
+        "secrets": [{"name": "AGENTGPT_TOKEN", "valueFrom": config.token_secret}],
+        "user": "10001",
+        "readonlyRootFilesystem": False,
+        "logConfiguration": {
+            "logDriver": "awslogs",
+            "options": {
+                "awslogs-group": LOG_GROUP,
+                "awslogs-region": region,
+                "awslogs-stream-prefix": name,
+                "awslogs-create-group": "true",
+            },
+        },
+    }
+    if "--connect" not in words:  # one that dials out listens nowhere
+        check = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{PORT}/health', timeout=3)"
+        command = ["CMD", "python", "-c", check]
+        container["healthCheck"] = {"command": command, "interval": 15, "timeout": 5, "startPeriod": 60}
+    definition: dict[str, Any] = {
+        "family": name,
+        "networkMode": "awsvpc",
+        "requiresCompatibilities": [config.launch_type],
+        "cpu": str(config.cpu),
+        "memory": str(config.memory_mb),
+        "executionRoleArn": config.execution_role_arn,
+        "containerDefinitions": [container],
+        "tags": tags,
+    }
+    network = {
+        "subnets": list(config.subnets),
+        "securityGroups": list(config.security_group_ids),
+        "assignPublicIp": "ENABLED" if config.public else "DISABLED",
+    }
+    task: dict[str, Any] = {
+        "cluster": config.cluster,
+        "taskDefinition": name,
+        "count": 1,
+        "networkConfiguration": {"awsvpcConfiguration": network},
+        "startedBy": "agentgpt-remote",
+        "tags": tags,
+    }
+    if config.launch_type == "FARGATE" and config.spot:
+        task["capacityProviderStrategy"] = [{"capacityProvider": "FARGATE_SPOT", "weight": 1}]
+    else:
+        task["launchType"] = config.launch_type
+    return [
+        Request(service="ecs", operation="RegisterTaskDefinition", arguments=definition),
+        Request(service="ecs", operation="RunTask", arguments=task),
+    ]
+
+
+class CloudHost:
+    """A host that runs on ECS; it goes on when this process ends, until it is closed or its time is over.
+
+    Attributes:
+        url: where it is reached: within its VPC, or its public address.
+        name: its name.
+        task_arn: of its task.
+    """
+
+    def __init__(self, aws: Aws, config: CloudHostConfig, name: str, task_arn: str, url: str) -> None:
+        self._aws, self._config = aws, config
+        self.name, self.task_arn, self.url = name, task_arn, url
+
+    def close(self) -> None:
+        """End the host and wait until its task has stopped; a second call does nothing.
+
+        Raises:
+            RemoteTimeout: it did not stop in time.
+        """
+        if self.task_arn:
+            stop_host(self._aws, self._config.cluster, self.name, self.task_arn)
+            self.task_arn = ""
+
+
+def launch_host(
+    config: CloudHostConfig,
+    words: Sequence[str],
+    *,
+    base_name: str = "host",
+    timeout_s: float = _START_TIMEOUT_S,
+    on_status: Callable[[str], None] | None = None,
+) -> CloudHost:
+    """Start a host and wait until it runs.
+
+    Args:
+        config: how it runs.
+        words: what the image is told.
+        base_name: of the host; the time is added.
+        timeout_s: seconds until it must run.
+        on_status: called with ECS's status each time it was looked up.
+
+    Raises:
+        ConfigError: AWS refuses a request.
+        CloudError: it did not start; what was made is gone, or the text says what is left.
+        RemoteTimeout: it did not start in time; likewise.
+    """
+    aws, name = Aws(config.region), unique_name(base_name)
+    definition, task = host_requests(config, words, name, aws.region)
+    client = aws.client("ecs")
+    with explained(f"make the cluster {config.cluster}"):
+        client.create_cluster(clusterName=config.cluster, capacityProviders=["FARGATE", "FARGATE_SPOT"])
+    aws.send(definition, f"register the task of {name}")
+    task_arn = ""
+    try:
+        answer = aws.send(task, f"start {name}")
+        if not answer["tasks"]:
+            reasons = [str(failure.get("reason")) for failure in answer.get("failures", ())]
+            raise CloudError(f"ECS did not start {name}: {', '.join(reasons) or 'no reason given'}")
+        task_arn = str(answer["tasks"][0]["taskArn"])
+        url = _await_running(aws, config, name, task_arn, timeout_s, on_status)
+    except BaseException:
+        if task_arn:
+            stop_host(aws, config.cluster, name, task_arn, wait_s=0.0)
+        else:
+            _forget_definition(aws, name)
+        raise
+    return CloudHost(aws, config, name, task_arn, url)
+
+
+def _await_running(
+    aws: Aws,
+    config: CloudHostConfig,
+    name: str,
+    task_arn: str,
+    timeout_s: float,
+    on_status: Callable[[str], None] | None,
+) -> str:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        task = _describe(aws, config.cluster, task_arn)
+        status = str(task["lastStatus"])
+        if on_status is not None:
+            on_status(status)
+        if status == "RUNNING":
+            return f"ws://{_address(aws, task, public=config.public)}:{PORT}"
+        if status in ("STOPPED", "DEPROVISIONING"):
+            reason = task.get("stoppedReason", "ECS gives no reason")
+            raise CloudError(f"{name} has stopped: {reason}; its log is in {LOG_GROUP}")
+        if time.monotonic() > deadline:
+            raise RemoteTimeout(f"{name} is still {status} after {timeout_s:.0f} s")
+        time.sleep(_REHEARSED_POLL_S if aws.is_rehearsal() else _POLL_S)
+
+
+def _describe(aws: Aws, cluster: str, task_arn: str) -> dict[str, Any]:
+    with explained(f"look up the task {task_arn}"):
+        tasks = aws.client("ecs").describe_tasks(cluster=cluster, tasks=[task_arn])["tasks"]
+    if not tasks:
+        raise CloudError(f"the task {task_arn} is gone")
+    return dict(tasks[0])
+
+
+def _address(aws: Aws, task: Mapping[str, Any], *, public: bool) -> str:
+    details = {
+        entry["name"]: entry["value"]
+        for attachment in task.get("attachments", ())
+        for entry in attachment.get("details", ())
+    }
+    if not public:
+        return str(details["privateIPv4Address"])
+    with explained("look up the host's public address"):
+        found = aws.client("ec2").describe_network_interfaces(NetworkInterfaceIds=[details["networkInterfaceId"]])
+    association = found["NetworkInterfaces"][0].get("Association", {})
+    if "PublicIp" not in association:
+        raise CloudError("the host has no public address: its subnet needs a route to an internet gateway")
+    return str(association["PublicIp"])
+
+
+def stop_host(aws: Aws, cluster: str, name: str, task_arn: str, *, wait_s: float = 180.0) -> None:
+    """End a host's task and forget its definition.
+
+    Raises:
+        RemoteTimeout: it did not stop in time.
+    """
+    with explained(f"stop the task {task_arn}"):
+        aws.client("ecs").stop_task(cluster=cluster, task=task_arn, reason="closed by agentgpt")
+    _forget_definition(aws, name)
+    deadline = time.monotonic() + wait_s
+    while wait_s and _describe(aws, cluster, task_arn)["lastStatus"] != "STOPPED":
+        if time.monotonic() > deadline:
+            raise RemoteTimeout(f"{name} has not stopped after {wait_s:.0f} s; AWS goes on with it")
+        time.sleep(_REHEARSED_POLL_S if aws.is_rehearsal() else _POLL_S)
+
+
+def _forget_definition(aws: Aws, name: str) -> None:
+    with explained(f"forget the task definition {name}"):
+        aws.client("ecs").deregister_task_definition(taskDefinition=f"{name}:1")
+
+
+def serve_words(source: str, num_envs: int | None = None, connect: str | None = None) -> list[str]:
+    """Return what a host's image is told.
+
+    Args:
+        source: what it serves.
+        num_envs: environments that it offers in all.
+        connect: URL of a relay that it dials out to, instead of listening for trainers.
+    """
+    words = ["serve", source, *([] if num_envs is None else ["--num-envs", str(num_envs)])]
+    if connect is not None:
+        return [*words, "--connect", connect]
+    return [*words, "--host", "0.0.0.0", "--port", str(PORT)]
+
+
+def launch_environment(
+    source: str, config: CloudHostConfig, *, num_envs: int | None = None, connect: str | None = None
+) -> CloudHost:
+    """Start a host of an environment; see :meth:`agentgpt_remote.EnvLauncher.launch_on_cloud`."""
+    if not isinstance(config, CloudHostConfig):
+        raise ConfigError(f"config is a {type(config).__name__}: expected a CloudHostConfig")
+    if not isinstance(source, str):
+        raise ConfigError(f"a {type(source).__name__} can't be put into an image: expected an id or module:factory")
+    return launch_host(config, serve_words(source, num_envs, connect), base_name=source)
