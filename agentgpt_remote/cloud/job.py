@@ -19,7 +19,14 @@ from agentgpt_remote.cloud.logs import JobLogs
 from agentgpt_remote.cloud.metric_lines import read_metric_lines
 from agentgpt_remote.cloud.requests import CHECKPOINT_VARIABLE, SECRETS_NAME, job_name, training_job_request
 from agentgpt_remote.cloud.storage import download_folder, fetch_archive, list_keys, split_uri
-from agentgpt_remote.errors import AgentGPTError, BundleError, RemoteTimeout, TrainingFailed, missing_dependency
+from agentgpt_remote.errors import (
+    AgentGPTError,
+    AuthError,
+    BundleError,
+    RemoteTimeout,
+    TrainingFailed,
+    missing_dependency,
+)
 from agentgpt_remote.serving import resolve_token
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.run import RunStatus, State, TrainingRun
@@ -96,8 +103,13 @@ class CloudTrainingRun(TrainingRun):
 
     def status(self) -> CloudStatus:
         """Return where the job stands."""
-        told, rows = self._describe(), self.metrics()
-        last = {name: value for row in rows for name, value in row.items()}
+        told = self._describe()
+        final = {entry["MetricName"]: entry["Value"] for entry in told.get("FinalMetricDataList", ())}
+        try:
+            rows = self.metrics()
+        except AuthError:  # SageMaker has the last values, too
+            rows = []
+        last = final | {name: value for row in rows for name, value in row.items()}
         return CloudStatus(
             state=_STATES.get(told["TrainingJobStatus"], "running"),
             env_steps=int(last.get("env_steps", 0)),

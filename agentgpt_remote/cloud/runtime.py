@@ -9,6 +9,7 @@ import boto3
 import botocore.exceptions
 from botocore.config import Config
 
+from agentgpt_remote.cloud.strict import guard
 from agentgpt_remote.endpoints import EndpointReply
 from agentgpt_remote.errors import AuthError, ConfigError, ConnectionLost, ProtocolError, RemoteTimeout
 
@@ -49,6 +50,7 @@ class SageMakerRuntime:
             )
             try:
                 self._clients[limit] = self._session.client("sagemaker-runtime", config=config)
+                guard(self._clients[limit])
             except botocore.exceptions.NoRegionError as error:
                 raise ConfigError("no AWS region is set: set AWS_REGION or run `aws configure`") from error
         return self._clients[limit]

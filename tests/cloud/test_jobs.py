@@ -133,6 +133,10 @@ def test_two_machines_learn_together(stage: Stage, tmp_path: Path) -> None:
     assert any("machine 2 of 2" in line for line in run.logs())
     assert 3500 <= status.env_steps <= 4000
     _acts(run.policy())
+
+
+@pytest.mark.slow
+def test_two_machines_stop_together(stage: Stage, tmp_path: Path) -> None:
     stopped = _train(tmp_path, instance_count=2)
     wait_until(lambda: stopped.status().env_steps > 1000, 90.0)
     assert stopped.stop().job_status == "Stopped"

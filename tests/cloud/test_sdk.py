@@ -14,9 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 
 from agentgpt_remote import Hyperparameters
+from agentgpt_remote.cloud.job import CloudTrainingRun
+from agentgpt_remote.cloud.rehearsal.stage import Stage
 from agentgpt_remote.cloud.requests import training_job_request
 from tests.cloud.samples import config
 
@@ -72,3 +75,27 @@ def test_request_equals_that_of_the_sdk() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == _ours()
+
+
+@pytest.mark.skipif(_interpreter() is None, reason="SageMaker's SDK is not installed")
+def test_the_sdk_finds_the_job(stage: Stage, trained: CloudTrainingRun) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); sys.path.append(sys.argv[3])\n"
+        "from agentgpt_remote.cloud.aws import Aws\n"
+        "from agentgpt_remote.cloud.job import CloudTrainingRun\n"
+        "job = CloudTrainingRun(Aws('us-east-1'), sys.argv[2]).sdk()\n"
+        "print(type(job).__module__, job.training_job_name, job.training_job_status)"
+    )
+    libraries = str(Path(gymnasium.__file__).parents[1])  # that an interpreter with the SDK may lack
+    words = [str(_interpreter()), "-c", code, str(HERE.parents[1]), trained.run_id, libraries]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == f"sagemaker.core.resources {trained.run_id} Completed"
+
+
+def test_the_sdk_that_is_missing_is_named(
+    stage: Stage, trained: CloudTrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sagemaker", None)
+    with pytest.raises(Exception, match=r'pip install "agentgpt-remote\[sagemaker\]"'):
+        trained.sdk()
