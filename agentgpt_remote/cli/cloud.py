@@ -149,7 +149,7 @@ def status(
     everything: Annotated[bool, typer.Option("--all", help="Also what this package did not make.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the jobs and endpoints that run, and what they cost."""
+    """List the jobs, endpoints and hosts that run, and what they cost."""
     from agentgpt_remote.cloud.aws import Aws
     from agentgpt_remote.cloud.listing import list_running
 
@@ -194,14 +194,15 @@ def logs(
 
 @commands.command()
 def stop(
-    name: Annotated[str, typer.Argument(help="A training job or an endpoint.")],
+    name: Annotated[str, typer.Argument(help="A training job, an endpoint or a host.")],
     region: Region = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """End a training job, with a checkpoint, or an endpoint with all that belongs to it."""
+    """End a training job (with a checkpoint), an endpoint (with all that belongs to it) or a host."""
     from agentgpt_remote.cloud.aws import Aws
     from agentgpt_remote.cloud.deployment import tear_down
+    from agentgpt_remote.cloud.hosting import find_host
     from agentgpt_remote.cloud.job import find_job
 
     aws = Aws(region or _config(config, None).region)
@@ -212,6 +213,9 @@ def stop(
         told = {"job": name, "status": ended.job_status, "env_steps": ended.env_steps}
     elif run is not None:
         told = {"job": name, "status": run.status().job_status}
+    elif (host := find_host(aws, name)) is not None:
+        host.close()
+        told = {"host": name, "status": "STOPPED"}
     else:
         told = {"endpoint": name, "deleted": tear_down(aws, name)}
     print(json.dumps(told) if as_json else ", ".join(f"{key} {value}" for key, value in told.items()))

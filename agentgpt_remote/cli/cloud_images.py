@@ -183,7 +183,7 @@ def _host(
             flush=True,
         )
     if keep:
-        _say(f"end it earlier: aws ecs stop-task --cluster {config.cluster} --task {started.task_arn}")
+        _say(f"end it earlier: agentgpt cloud stop {started.name}")
         return
     _wait_for_interrupt(started, config.ttl_hours)
 

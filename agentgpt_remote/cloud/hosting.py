@@ -8,16 +8,17 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from agentgpt_remote.cloud.aws import Aws, explained
 from agentgpt_remote.cloud.cost import price_table
-from agentgpt_remote.cloud.requests import CREATED_BY, RUN, Request, unique_name
-from agentgpt_remote.errors import CloudError, ConfigError, RemoteTimeout
+from agentgpt_remote.cloud.requests import CREATED_BY, EXPIRES, RUN, Request, unique_name
+from agentgpt_remote.errors import AuthError, CloudError, ConfigError, RemoteTimeout
 
 PORT = 8000
-LOG_GROUP = "/agentgpt/hosts"
+LOG_GROUP, CLUSTER = "/agentgpt/hosts", "agentgpt"
 _SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@!-]+")
 _ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+")
 _MEMORY_MB = {256: (512, 2048), 512: (1024, 4096), 1024: (2048, 8192), 2048: (4096, 16384), 4096: (8192, 30720)}
@@ -61,7 +62,7 @@ class CloudHostConfig:
     memory_mb: int = 2048
     spot: bool = True
     ttl_hours: float = 8.0
-    cluster: str = "agentgpt"
+    cluster: str = CLUSTER
     launch_type: str = "FARGATE"
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -116,8 +117,13 @@ def read_config(path: Path | None, changes: Mapping[str, Any]) -> CloudHostConfi
 
 def hourly_cost(config: CloudHostConfig) -> float:
     """Return what a host costs per hour on Fargate, in US dollars and without spot's discount."""
+    return fargate_cost(config.cpu, config.memory_mb)
+
+
+def fargate_cost(cpu: int, memory_mb: int) -> float:
+    """Return what a task costs per hour on Fargate, in US dollars and without spot's discount."""
     prices = price_table()["fargate"]
-    return float(config.cpu / 1024 * prices["vcpu_hour"] + config.memory_mb / 1024 * prices["gb_hour"])
+    return float(cpu / 1024 * prices["vcpu_hour"] + memory_mb / 1024 * prices["gb_hour"])
 
 
 def host_requests(config: CloudHostConfig, words: Sequence[str], name: str, region: str) -> list[Request]:
@@ -132,7 +138,8 @@ def host_requests(config: CloudHostConfig, words: Sequence[str], name: str, regi
     Raises:
         ConfigError: the service model does not allow a request.
     """
-    own = {CREATED_BY: "agentgpt-remote", RUN: name, **config.tags}
+    ends = datetime.now(UTC) + timedelta(hours=config.ttl_hours)
+    own = {CREATED_BY: "agentgpt-remote", RUN: name, EXPIRES: f"{ends:%Y-%m-%dT%H:%M:%SZ}", **config.tags}
     tags = [{"key": key, "value": value} for key, value in own.items()]
     # Ends by itself whoever has forgotten it: the container's only process ends, and with it the task.
     limit = ["timeout", "--signal=TERM", "--kill-after=30", str(int(config.ttl_hours * 3600))]
@@ -203,8 +210,8 @@ class CloudHost:
         task_arn: of its task.
     """
 
-    def __init__(self, aws: Aws, config: CloudHostConfig, name: str, task_arn: str, url: str) -> None:
-        self._aws, self._config = aws, config
+    def __init__(self, aws: Aws, cluster: str, name: str, task_arn: str, url: str) -> None:
+        self._aws, self._cluster = aws, cluster
         self.name, self.task_arn, self.url = name, task_arn, url
 
     def close(self) -> None:
@@ -214,7 +221,7 @@ class CloudHost:
             RemoteTimeout: it did not stop in time.
         """
         if self.task_arn:
-            stop_host(self._aws, self._config.cluster, self.name, self.task_arn)
+            stop_host(self._aws, self._cluster, self.name, self.task_arn)
             self.task_arn = ""
 
 
@@ -260,7 +267,7 @@ def launch_host(
         else:
             _forget_definition(aws, name)
         raise
-    return CloudHost(aws, config, name, task_arn, url)
+    return CloudHost(aws, config.cluster, name, task_arn, url)
 
 
 def _await_running(
@@ -325,6 +332,50 @@ def stop_host(aws: Aws, cluster: str, name: str, task_arn: str, *, wait_s: float
         if time.monotonic() > deadline:
             raise RemoteTimeout(f"{name} has not stopped after {wait_s:.0f} s; AWS goes on with it")
         time.sleep(_REHEARSED_POLL_S if aws.is_rehearsal() else _POLL_S)
+
+
+def running_hosts(aws: Aws, cluster: str) -> list[dict[str, Any]]:
+    """Return the tasks of this package's hosts that run in a cluster, as ECS describes them; none without a cluster.
+
+    Raises:
+        AuthError: the credentials may not look.
+    """
+    client = aws.client("ecs")
+    with explained(f"list the hosts in the cluster {cluster}"):
+        try:
+            pages = client.get_paginator("list_tasks").paginate(cluster=cluster, desiredStatus="RUNNING")
+            arns = [arn for page in pages for arn in page["taskArns"]]
+        except client.exceptions.ClusterNotFoundException:
+            return []
+        groups = [arns[first : first + 100] for first in range(0, len(arns), 100)]
+        answers = [client.describe_tasks(cluster=cluster, tasks=group, include=["TAGS"]) for group in groups]
+    tasks = [dict(task) for answer in answers for task in answer["tasks"]]
+    return [task for task in tasks if host_name(task)]
+
+
+def size_of(aws: Aws, task: Mapping[str, Any]) -> tuple[int, int]:
+    """Return a host's 1/1024 cores and MiB by its task."""
+    with explained(f"look up the task definition of {host_name(task)}"):
+        told = aws.client("ecs").describe_task_definition(taskDefinition=task["taskDefinitionArn"])["taskDefinition"]
+    return int(told.get("cpu") or 0), int(told.get("memory") or 0)
+
+
+def find_host(aws: Aws, name: str, cluster: str = CLUSTER) -> CloudHost | None:
+    """Return a host that runs, or None where there is none of that name or the credentials may not look."""
+    try:
+        tasks = running_hosts(aws, cluster)
+    except AuthError:
+        return None
+    for task in tasks:
+        if host_name(task) == name:
+            return CloudHost(aws, cluster, name, str(task["taskArn"]), "")
+    return None
+
+
+def host_name(task: Mapping[str, Any]) -> str:
+    """Return the name of a host by its task, or an empty text for a task that is none of this package's."""
+    tags = {tag["key"]: tag["value"] for tag in task.get("tags", ())}
+    return str(tags.get(RUN, "")) if CREATED_BY in tags else ""
 
 
 def _forget_definition(aws: Aws, name: str) -> None:

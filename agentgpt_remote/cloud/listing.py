@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 from agentgpt_remote.cloud.aws import Aws, explained
 from agentgpt_remote.cloud.cost import hourly_price
+from agentgpt_remote.cloud.hosting import CLUSTER, fargate_cost, host_name, running_hosts, size_of
 from agentgpt_remote.cloud.requests import CREATED_BY, EXPIRES
+from agentgpt_remote.errors import AuthError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A job or an endpoint that is paid for.
+    """A job, an endpoint or a host that is paid for.
 
     Attributes:
         kind: what it is.
@@ -26,7 +28,7 @@ class Running:
         ends: when it ends by itself, or an empty text.
     """
 
-    kind: Literal["job", "endpoint"]
+    kind: Literal["job", "endpoint", "host"]
     name: str
     status: str
     machines: str
@@ -40,7 +42,7 @@ class Running:
 
 
 def list_running(aws: Aws, *, everything: bool = False) -> list[Running]:
-    """Return the jobs and endpoints that run.
+    """Return the jobs, endpoints and hosts that run; hosts only where the credentials may look.
 
     Args:
         aws: of the region to look in.
@@ -49,7 +51,7 @@ def list_running(aws: Aws, *, everything: bool = False) -> list[Running]:
     Raises:
         AuthError: the credentials are missing, or may not look.
     """
-    return [*_jobs(aws, everything), *_endpoints(aws, everything)]
+    return [*_jobs(aws, everything), *_endpoints(aws, everything), *_hosts(aws)]
 
 
 def _jobs(aws: Aws, everything: bool) -> Iterator[Running]:
@@ -93,6 +95,26 @@ def _endpoints(aws: Aws, everything: bool) -> Iterator[Running]:
         machines = (variant.get("InstanceType", ""), variant.get("InitialInstanceCount", 1))
         ends = tags.get(EXPIRES, "never by itself")
         yield _running(aws, "endpoint", name, told["EndpointStatus"], machines, told["CreationTime"], ends)
+
+
+def _hosts(aws: Aws) -> Iterator[Running]:
+    try:
+        tasks = running_hosts(aws, CLUSTER)
+    except AuthError:
+        return
+    now = datetime.now(UTC)
+    for task in tasks:
+        tags = {tag["key"]: tag["value"] for tag in task["tags"]}
+        cpu, memory_mb = size_of(aws, task)
+        yield Running(
+            kind="host",
+            name=host_name(task),
+            status=task["lastStatus"],
+            machines=f"{cpu / 1024:g} cores, {memory_mb / 1024:g} GB",
+            per_hour=fargate_cost(cpu, memory_mb),
+            hours=(now - task.get("createdAt", now)).total_seconds() / 3600,
+            ends=tags.get(EXPIRES, "never by itself"),
+        )
 
 
 def _tags(aws: Aws, arn: str) -> dict[str, str]:

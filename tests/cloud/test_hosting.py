@@ -20,8 +20,16 @@ import yaml
 from agentgpt_remote import EnvLauncher, RemoteEnv
 from agentgpt_remote.cloud.aws import Aws
 from agentgpt_remote.cloud.dockerfiles import LIBRARIES, dockerfile, pinned_requirements, write_context
-from agentgpt_remote.cloud.hosting import CloudHostConfig, host_requests, hourly_cost, launch_host, serve_words
+from agentgpt_remote.cloud.hosting import (
+    CloudHostConfig,
+    find_host,
+    host_requests,
+    hourly_cost,
+    launch_host,
+    serve_words,
+)
 from agentgpt_remote.cloud.images import ImageName, build_with_codebuild, project_request, push_image
+from agentgpt_remote.cloud.listing import list_running
 from agentgpt_remote.cloud.manifests import kubernetes_manifest, skypilot_task
 from agentgpt_remote.cloud.rehearsal.stage import Stage
 from agentgpt_remote.errors import CloudError, ConfigError
@@ -135,6 +143,19 @@ def test_a_host_runs_until_it_is_closed(stage: Stage, config: CloudHostConfig) -
         assert launched.url.startswith("ws://")
         assert len(ecs.list_tasks(cluster="agentgpt", desiredStatus="RUNNING")["taskArns"]) == 1
     assert ecs.list_tasks(cluster="agentgpt", desiredStatus="RUNNING")["taskArns"] == []
+
+
+def test_a_host_is_listed_with_its_cost_and_stopped_by_name(stage: Stage, config: CloudHostConfig) -> None:
+    aws, host = Aws("us-east-1"), launch_host(config, serve_words("CartPole-v1"), base_name="listed")
+    [entry] = [entry for entry in list_running(aws) if entry.kind == "host"]
+    assert (entry.name, entry.status, entry.machines) == (host.name, "RUNNING", "1 cores, 2 GB")
+    assert entry.per_hour == pytest.approx(0.04937, abs=1e-4)
+    assert entry.ends.endswith("Z")
+    assert find_host(aws, "no-such-host") is None
+    found = find_host(aws, host.name)
+    assert found is not None
+    found.close()
+    assert list_running(aws) == []
 
 
 def test_a_host_that_does_not_start_leaves_nothing(

@@ -102,6 +102,16 @@ def test_the_last_second_of_a_job_leaves_a_checkpoint_and_a_policy(stage: Stage,
     _acts(run.policy())
 
 
+def test_a_job_runs_in_a_base_directory_where_namespaces_are_not_allowed(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentgpt_remote.cloud.rehearsal.containers.namespaces_allowed", lambda: False)
+    run = _train(tmp_path, replace(LONG, max_steps=600))
+    assert run.wait(120).job_status == "Completed"
+    assert not any("the policy is in /opt/ml/model" in line for line in run.logs())
+    _acts(run.policy())
+
+
 def test_a_failed_job_says_why(stage: Stage, tmp_path: Path) -> None:
     run = _train(tmp_path, Hyperparameters(env_id="CartPoll-v1"))
     with pytest.raises(TrainingFailed, match=r"(?s)failed: AlgorithmError: NameNotFound.*CartPole.*cloud logs"):

@@ -235,4 +235,4 @@ def rehearse(
     """
     config.required("output_path", "a rehearsal")
     with TemporaryDirectory(prefix="agentgpt-rehearsed-runs-") as folder, Stage(config) as stage:
-        return Rehearsal(stage, config, hyperparameters, on_step).run(Path(folder))
+        return Rehearsal(stage, stage.config, hyperparameters, on_step).run(Path(folder))

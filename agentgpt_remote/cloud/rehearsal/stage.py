@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -30,6 +32,7 @@ class Stage:
         config: whose buckets, roles and image are made.
 
     Attributes:
+        config: as above, with the ARNs that secrets have here; they hold ``AGENTGPT_TOKEN``.
         sagemaker: the stand-in of SageMaker and the scheduler.
         surroundings: the rest of AWS.
 
@@ -45,6 +48,9 @@ class Stage:
             self.surroundings = Surroundings(region)
             stack.callback(self.surroundings.close)
             self.surroundings.prepare(config)
+            token = os.environ.get("AGENTGPT_TOKEN") or "of-the-rehearsal"
+            secrets = {url: self.surroundings.make_secret(arn, token) for url, arn in config.secrets.items()}
+            self.config = replace(config, region=region, secrets=secrets)
             variables = {"AWS_ENDPOINT_URL": self.surroundings.url, "AWS_REGION": region, "AWS_DEFAULT_REGION": region}
             self.sagemaker = SageMaker(Path(folder), self.surroundings, credentials() | variables)
             stack.callback(self.sagemaker.close)

@@ -105,6 +105,16 @@ class Surroundings:
         with contextlib.suppress(client.exceptions.EntityAlreadyExistsException):
             client.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))
 
+    def make_secret(self, arn: str, value: str) -> str:
+        """Make a secret of the name in an ARN, and return its ARN here, which has another ending."""
+        client = self.client("secretsmanager")
+        name = arn.partition(":secret:")[2]
+        try:
+            made = client.create_secret(Name=name, SecretString=value)
+        except client.exceptions.ResourceExistsException:
+            made = client.put_secret_value(SecretId=name, SecretString=value)
+        return str(made["ARN"])
+
     def push_image(self, uri: str) -> None:
         """Have an image in ECR, without layers; an address elsewhere needs none."""
         parts = image_parts(uri)
