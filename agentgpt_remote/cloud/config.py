@@ -44,7 +44,7 @@ _LISTS = {
 _S3_FIELDS = ("model_data", "output_path", "checkpoint_path")
 _COUNTS = {"instance_count": 1, "endpoint_instance_count": 1, "volume_gb": 1, "session_expiry_s": 60}
 _MAX_RUN_S = 28 * 24 * 3600
-_MAX_EXPIRY_H = 24 * 365
+MIN_EXPIRY_H, _MAX_EXPIRY_H = 0.5, 24 * 365
 _MAX_COUNT = {"instance_count": 100, "endpoint_instance_count": 100, "volume_gb": 16384, "session_expiry_s": 7 * 86400}
 _OWN_TAG = "agentgpt:"
 
@@ -145,8 +145,11 @@ class SageMakerConfig:
                 f"keep_alive_s={self.keep_alive_s}: spot machines can't be kept; set it to 0 or spot=False"
             )
         hours = self.expiry_hours
-        if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours <= _MAX_EXPIRY_H:
-            raise ConfigError(f"expiry_hours={hours!r}: expected hours, more than 0 and at most {_MAX_EXPIRY_H}")
+        if isinstance(hours, bool) or not isinstance(hours, int | float) or not MIN_EXPIRY_H <= hours <= _MAX_EXPIRY_H:
+            raise ConfigError(
+                f"expiry_hours={hours!r}: expected hours, at least {MIN_EXPIRY_H} (making an endpoint takes minutes) and "
+                f"at most {_MAX_EXPIRY_H}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
@@ -194,6 +197,16 @@ class SageMakerConfig:
         if value is None:
             raise ConfigError(f"{purpose} needs {name}: {_HELP[name]}")
         return str(value)
+
+
+def check_config(config: object) -> None:
+    """Check that a user gave a configuration.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(config, SageMakerConfig):
+        raise ConfigError(f"sagemaker_config is a {type(config).__name__}: expected SageMakerConfig(...)")
 
 
 _HELP = {

@@ -33,7 +33,8 @@ from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.reporting import Progress
 from agentgpt_remote.trainer.run_folder import CONFIG_NAME, RESULT_NAME
 
-LAST_RESORT_S = 100.0
+GRACE_VARIABLE = "AGENTGPT_STOP_GRACE_S"
+_GRACE_S = 100.0  # of the 120 s that SageMaker leaves
 _SHUTDOWN_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 _LINE_INTERVAL_S = 2.0
 _KEPT_DATA = (CONFIG_NAME, RESULT_NAME, "metrics.jsonl", "learning_curve.png")
@@ -111,7 +112,7 @@ def _train_together(folders: ContainerFolders, machines: Machines, num_ranks: in
         *("-m", "agentgpt_remote", "container", "train"),
     ]
     _say(f"machine {machines.rank + 1} of {len(machines.hosts)}, {num_ranks} ranks on each")
-    environment = {**os.environ, _SHUTDOWN_VARIABLE: str(int(LAST_RESORT_S)), "SAGEMAKER_BASE_DIR": str(folders.base)}
+    environment = {**os.environ, _SHUTDOWN_VARIABLE: str(int(_grace_s())), "SAGEMAKER_BASE_DIR": str(folders.base)}
     environment.setdefault("OMP_NUM_THREADS", "1")
     with subprocess.Popen(words, env=environment) as process:
         told = False
@@ -126,6 +127,22 @@ def _train_together(folders: ContainerFolders, machines: Machines, num_ranks: in
             "first error"
         )
     return 0
+
+
+def _grace_s() -> float:
+    """Return the seconds that training has to end after SIGTERM.
+
+    Raises:
+        ConfigError: the variable holds no number of seconds.
+    """
+    text = os.environ.get(GRACE_VARIABLE, "")
+    try:
+        seconds = float(text or _GRACE_S)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise ConfigError(f"{GRACE_VARIABLE}={text!r}: expected seconds, more than 0")
+    return seconds
 
 
 def _say(text: str) -> None:
@@ -168,16 +185,16 @@ class _LastResort:
 
     def __init__(self, folders: ContainerFolders, stop: threading.Event, *, leads: bool) -> None:
         self._folders, self._stop, self._leads = folders, stop, leads
-        self._closed = threading.Event()
+        self._closed, self._grace_s = threading.Event(), _grace_s()
         threading.Thread(target=self._watch, name="agentgpt-last-resort", daemon=True).start()
 
     def _watch(self) -> None:
         while not self._stop.wait(1.0):
             if self._closed.is_set():
                 return
-        if self._closed.wait(LAST_RESORT_S):
+        if self._closed.wait(self._grace_s):
             return
-        _say(f"training did not end within {LAST_RESORT_S:.0f} s of SIGTERM: keeping the last checkpoint")
+        _say(f"training did not end within {self._grace_s:g} s of SIGTERM: keeping the last checkpoint")
         if self._leads:
             _hand_over(self._folders)
         upload_run(self._folders)

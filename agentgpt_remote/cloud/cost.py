@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from agentgpt_remote.cloud.config import SageMakerConfig
+from agentgpt_remote.cloud.config import MIN_EXPIRY_H, SageMakerConfig
 from agentgpt_remote.cloud.requests import longest_s
 from agentgpt_remote.errors import ConfigError
 
@@ -138,7 +138,13 @@ def with_endpoint_budget(config: SageMakerConfig, max_usd: float) -> SageMakerCo
     """
     instance_type = config.endpoint_instance_type or config.instance_type
     estimate = _known(endpoint_estimate(config), instance_type, max_usd)
-    return replace(config, expiry_hours=min(config.expiry_hours, max_usd / estimate.per_hour))
+    hours = min(config.expiry_hours, max_usd / estimate.per_hour)
+    if hours < MIN_EXPIRY_H:
+        raise ConfigError(
+            f"--max-usd {max_usd:g} is not enough: the endpoint costs ${estimate.per_hour:.2f} per hour, and must be "
+            f"there for {MIN_EXPIRY_H} hours at least"
+        )
+    return replace(config, expiry_hours=hours)
 
 
 def _known(estimate: Estimate | None, instance_type: str, max_usd: float) -> Estimate:

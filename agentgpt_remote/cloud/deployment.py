@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from agentgpt_remote.cloud.aws import Aws, error_code, explained
 from agentgpt_remote.cloud.checks import check_deployment, require
-from agentgpt_remote.cloud.config import SageMakerConfig
+from agentgpt_remote.cloud.config import SageMakerConfig, check_config
 from agentgpt_remote.cloud.requests import Request, deployment_requests, expiry_name, unique_name
 from agentgpt_remote.errors import AgentGPTError, CloudError, RemoteTimeout
 
@@ -47,6 +47,7 @@ def deploy(
         RemoteTimeout: it did not come in time; likewise.
         KeyboardInterrupt: with a text that says what keeps running, and how to end it.
     """
+    check_config(config)
     aws = Aws(config.region)
     name = name or config.endpoint_name
     found = None if name is None else endpoint_status(aws, name)
@@ -126,8 +127,8 @@ def _roll_back(aws: Aws, made: list[Request]) -> str:
     left: list[str] = []
     for request in reversed(made):
         service, method, argument = _UNDO[request.operation]
-        if request.operation == "CreateSchedule" and left:
-            continue  # the endpoint is still there: its expiry must be, too
+        if left:
+            break  # the endpoint is still there: its expiry and what it is made of must be, too
         try:
             getattr(aws.client(service), method)(**{argument: request.arguments[argument]})
         except (ClientError, BotoCoreError) as error:
@@ -135,7 +136,19 @@ def _roll_back(aws: Aws, made: list[Request]) -> str:
     return ", ".join(left)
 
 
-def tear_down(aws: Aws, name: str, *, timeout_s: float = 300.0) -> list[str]:
+def _wait_until_deletable(aws: Aws, name: str, timeout_s: float) -> None:
+    """Wait while an endpoint is being made or changed: SageMaker deletes none in that time."""
+    deadline = time.monotonic() + timeout_s
+    while endpoint_status(aws, name) in _COMING:
+        if time.monotonic() > deadline:
+            raise RemoteTimeout(
+                f"endpoint {name} is still being made after {timeout_s:.0f} s, and can't be deleted until it is there; "
+                "try again later, or leave it to its expiry"
+            )
+        time.sleep(_REHEARSED_POLL_S if aws.is_rehearsal() else _POLL_S)
+
+
+def tear_down(aws: Aws, name: str, *, timeout_s: float = 900.0) -> list[str]:
     """Delete an endpoint with its configuration, its model and its schedule, and wait until it is gone.
 
     Returns:
@@ -143,8 +156,10 @@ def tear_down(aws: Aws, name: str, *, timeout_s: float = 300.0) -> list[str]:
 
     Raises:
         CloudError: there is nothing of that name, or something could not be deleted.
+        RemoteTimeout: it is still being made, or still being deleted, after that time.
     """
     deleted = []
+    _wait_until_deletable(aws, name, timeout_s)
     for service, method, argument, value in (
         ("sagemaker", "delete_endpoint", "EndpointName", name),
         ("sagemaker", "delete_endpoint_config", "EndpointConfigName", name),

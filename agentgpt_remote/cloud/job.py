@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentgpt_remote.cloud.aws import Aws, explained
 from agentgpt_remote.cloud.checks import check_training, require
-from agentgpt_remote.cloud.config import SageMakerConfig
+from agentgpt_remote.cloud.config import SageMakerConfig, check_config
 from agentgpt_remote.cloud.encoding import from_strings
 from agentgpt_remote.cloud.hosts import check_reachable, with_hosts
 from agentgpt_remote.cloud.logs import JobLogs
@@ -252,6 +252,7 @@ def submit_training(
     runs_dir: str | Path = "runs",
 ) -> CloudTrainingRun:
     """Start a training job; see :meth:`agentgpt_remote.agentgpt.AgentGPT.train_on_cloud`."""
+    check_config(config)
     hyperparameters = with_hosts(hyperparameters, env, resolve_token(token), config)
     name = job_name(config, hyperparameters)
     request = training_job_request(config, hyperparameters, name)

@@ -24,7 +24,7 @@ SECRETS_NAME = "token_secrets"
 VARIANT = "policy"
 STARTUP_TIMEOUT_S = 600
 CHECKPOINT_DIR = "/opt/ml/checkpoints"
-_DELETE_ENDPOINT = "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
+_DELETE_ENDPOINT = "scheduler:::aws-sdk:sagemaker:deleteEndpoint"
 _MAX_NAME = 63
 
 
@@ -217,7 +217,7 @@ def expiry_request(role_arn: str, name: str, expires: datetime) -> Request:
         "ActionAfterCompletion": "DELETE",
         "Description": f"deletes the endpoint {name}",
         "Target": {
-            "Arn": _DELETE_ENDPOINT,
+            "Arn": f"arn:{role_arn.split(':')[1]}:{_DELETE_ENDPOINT}",
             "RoleArn": role_arn,
             "Input": json.dumps({"EndpointName": name}),
             "RetryPolicy": {"MaximumRetryAttempts": 185, "MaximumEventAgeInSeconds": 86400},

@@ -45,7 +45,7 @@ from tests.cloud.samples import FIELDS, SECRET_ARN, config
         ("tags", {"a": "y" * 257}, "257 characters: expected at most 256"),
         ("tags", {"aws:x": "1"}, "are taken"),
         ("tags", [("a", "b")], "expected a mapping"),
-        ("expiry_hours", 0, "expiry_hours=0: expected hours"),
+        ("expiry_hours", 0.1, "expiry_hours=0.1: expected hours, at least 0.5"),
         ("expiry_hours", float("nan"), "expiry_hours=nan"),
         ("session_expiry_s", 5, "session_expiry_s=5: expected an integer from 60"),
         ("spot", "yes", "spot='yes': expected true or false"),

@@ -60,6 +60,8 @@ def test_an_endpoint_expires_before_its_budget() -> None:
     assert estimate is not None
     assert estimate.at_most == pytest.approx(10.0)
     assert with_endpoint_budget(config(), 1e6).expiry_hours == 8
+    with pytest.raises(ConfigError, match=r"--max-usd 0\.01 is not enough: the endpoint costs \$0\.23 per hour"):
+        with_endpoint_budget(config(), 0.01)
 
 
 def test_other_regions_are_estimated_from_above_and_say_so() -> None:

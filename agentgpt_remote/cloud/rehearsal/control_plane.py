@@ -196,7 +196,8 @@ class ControlPlane:
 
     def do_DeleteEndpoint(self, body: dict[str, Any]) -> dict[str, Any]:
         """End an endpoint."""
-        self.do_DescribeEndpoint(body)
+        if self.do_DescribeEndpoint(body)["EndpointStatus"] == "Creating":
+            raise Refusal("ValidationException", "Cannot update in-progress endpoint.")
         self.endpoints[body["EndpointName"]].delete()
         return {}
 

@@ -155,12 +155,14 @@ class SageMaker(ControlPlane):
                         self._fire(name, schedule)
 
     def _fire(self, name: str, schedule: dict[str, Any]) -> None:
-        if schedule.get("ActionAfterCompletion") == "DELETE":
-            del self.schedules[name]
         try:
             self._perform("sagemaker", "DeleteEndpoint", json.loads(schedule["Target"]["Input"]))
         except Refusal as refusal:
             logger.info("rehearsed schedule=%s %s", name, refusal)
+            if "in-progress" in str(refusal):  # tried again until it can be done, as by the scheduler
+                return
+        if schedule.get("ActionAfterCompletion") == "DELETE":
+            del self.schedules[name]
 
     async def _invoke(self, request: Request) -> Response:
         """Answer the runtime API: a request for one of an endpoint's machines."""
