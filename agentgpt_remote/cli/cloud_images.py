@@ -168,7 +168,8 @@ def _say(text: str) -> None:
 def _host(
     words: list[str], base_name: str, path: Path | None, fields: list[str] | None, *, keep: bool, as_json: bool
 ) -> None:
-    from agentgpt_remote.cloud.hosting import hourly_cost, launch_host, read_config
+    from agentgpt_remote.cloud.host_config import hourly_cost, read_config
+    from agentgpt_remote.cloud.hosting import launch_host
 
     config = read_config(path, parse_settings(fields or [], "--host-set"))
     started = launch_host(config, words, base_name=base_name, on_status=_say)

@@ -15,7 +15,7 @@ from botocore import xform_name
 from botocore.config import Config
 
 from agentgpt_remote._version import __version__
-from agentgpt_remote.cloud.config import known_regions
+from agentgpt_remote.cloud.field_checks import known_regions
 from agentgpt_remote.cloud.requests import Request
 from agentgpt_remote.cloud.strict import guard
 from agentgpt_remote.errors import AgentGPTError, AuthError, CapacityReached, CloudError, ConfigError, RunExists

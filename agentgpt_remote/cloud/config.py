@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import botocore.session
-
-from agentgpt_remote.cloud.strict import input_shape, violations
+from agentgpt_remote.cloud.field_checks import (
+    check_count,
+    check_instance_type,
+    check_region,
+    check_s3,
+    check_shape,
+    checked_list,
+    checked_secrets,
+    checked_tags,
+    refuse_placeholders,
+)
 from agentgpt_remote.errors import ConfigError
 
-_PLACEHOLDER = re.compile(
-    r"[<>{}]|(?<![a-z0-9])(your|placeholder|changeme|todo|my-?bucket|(the-)?bucket-?name|example-?bucket|x{3,}|"
-    r"account[-_]?id|region-here)(?![a-z0-9])",
-    re.IGNORECASE,
-)
-_BUCKET = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/\S*)?")
-_SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@!-]+")
 # Where the service model says what a field may hold.
 _SHAPES = {
     "role_arn": ("CreateTrainingJob", "RoleArn"),
@@ -46,7 +45,6 @@ _COUNTS = {"instance_count": 1, "endpoint_instance_count": 1, "volume_gb": 1, "s
 _MAX_RUN_S = 28 * 24 * 3600
 MIN_EXPIRY_H, _MAX_EXPIRY_H = 0.5, 24 * 365
 _MAX_COUNT = {"instance_count": 100, "endpoint_instance_count": 100, "volume_gb": 16384, "session_expiry_s": 7 * 86400}
-_OWN_TAG = "agentgpt:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,23 +111,24 @@ class SageMakerConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         for spec in fields(self):
-            _refuse_placeholders(spec.name, getattr(self, spec.name))
+            if spec.name != "secrets":  # what is wrong there may be a token, which is never shown
+                refuse_placeholders(spec.name, getattr(self, spec.name))
         for name, (operation, path) in _SHAPES.items():
-            _check_shape(name, getattr(self, name), operation, path)
+            check_shape(name, getattr(self, name), operation, path)
         for name, (operation, path) in _LISTS.items():
-            object.__setattr__(self, name, _checked_list(name, getattr(self, name), operation, path))
+            object.__setattr__(self, name, checked_list(name, getattr(self, name), operation, path))
         for name in _S3_FIELDS:
-            _check_s3(name, getattr(self, name))
+            check_s3(name, getattr(self, name))
         for name, least in _COUNTS.items():
-            _check_count(name, getattr(self, name), least, _MAX_COUNT[name])
-        _check_region(self.region)
-        _check_instance_type("instance_type", self.instance_type)
-        _check_instance_type("endpoint_instance_type", self.endpoint_instance_type)
+            check_count(name, getattr(self, name), least, _MAX_COUNT[name])
+        check_region(self.region)
+        check_instance_type("instance_type", self.instance_type)
+        check_instance_type("endpoint_instance_type", self.endpoint_instance_type)
         self._check_times()
         if bool(self.subnets) != bool(self.security_group_ids):
             raise ConfigError("a VPC needs both: set subnets and security_group_ids, or neither")
-        object.__setattr__(self, "tags", _checked_tags(self.tags))
-        object.__setattr__(self, "secrets", _checked_secrets(self.secrets))
+        object.__setattr__(self, "tags", checked_tags(self.tags))
+        object.__setattr__(self, "secrets", checked_secrets(self.secrets))
 
     def _check_times(self) -> None:
         if not isinstance(self.spot, bool):
@@ -147,7 +146,7 @@ class SageMakerConfig:
         hours = self.expiry_hours
         if isinstance(hours, bool) or not isinstance(hours, int | float) or not MIN_EXPIRY_H <= hours <= _MAX_EXPIRY_H:
             raise ConfigError(
-                f"expiry_hours={hours!r}: expected hours, at least {MIN_EXPIRY_H} (making an endpoint takes minutes) and "
+                f"expiry_hours={hours!r}: expected hours, at least {MIN_EXPIRY_H} (making one takes minutes) and "
                 f"at most {_MAX_EXPIRY_H}"
             )
 
@@ -217,107 +216,3 @@ _HELP = {
     "endpoint_name": "name an endpoint; `agentgpt cloud status` lists those that run",
     "region": "set region=, AWS_REGION, or run `aws configure`",
 }
-
-
-def _refuse_placeholders(name: str, value: Any) -> None:
-    texts = [*value, *value.values()] if isinstance(value, Mapping) else value
-    for text in texts if isinstance(texts, list | tuple) else [texts]:
-        found = _PLACEHOLDER.search(text) if isinstance(text, str) else None
-        if found is not None:
-            raise ConfigError(f"{name}={text!r} still holds the placeholder {found[0]!r}: put in your own value")
-
-
-def _check_shape(name: str, value: Any, operation: str, path: str) -> None:
-    if value is None:
-        return
-    faults = list(violations(input_shape("sagemaker", operation, path), value, name))
-    if faults:
-        raise ConfigError(faults[0])
-    if isinstance(value, str) and (not value or value != value.strip() or "\n" in value):
-        raise ConfigError(f"{name}={value!r}: expected a text without space around it")
-
-
-def _checked_list(name: str, value: Any, operation: str, path: str) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, list | tuple):
-        raise ConfigError(f"{name}={value!r}: expected a list of ids")
-    if value:
-        faults = list(violations(input_shape("sagemaker", operation, path), list(value), name))
-        if faults:
-            raise ConfigError(faults[0])
-    return tuple(value)
-
-
-def _check_s3(name: str, value: str | None) -> None:
-    if value is not None and _BUCKET.fullmatch(value) is None:
-        raise ConfigError(
-            f"{name}={value!r}: expected s3://BUCKET/FOLDER with a bucket of 3 to 63 small letters or digits"
-        )
-
-
-def _check_count(name: str, value: Any, least: int, most: int) -> None:
-    if value is None and name.startswith("endpoint"):
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ConfigError(f"{name}={value!r}: expected an integer from {least} to {most}")
-
-
-@functools.cache
-def known_regions() -> tuple[str, ...]:
-    """Return the regions that botocore knows SageMaker in."""
-    session = botocore.session.get_session()
-    partitions = session.get_available_partitions()
-    return tuple(region for name in partitions for region in session.get_available_regions("sagemaker", name))
-
-
-def _check_region(region: Any) -> None:
-    if region is None or region in known_regions():
-        return
-    close = difflib.get_close_matches(str(region), known_regions(), n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "expected one such as 'us-east-1'"
-    raise ConfigError(f"region={region!r}: {hint} (a region that is new needs a newer boto3)")
-
-
-@functools.cache
-def _instance_types() -> frozenset[str]:
-    training = input_shape("sagemaker", "CreateTrainingJob", "ResourceConfig.InstanceType")
-    serving = input_shape("sagemaker", "CreateEndpointConfig", "ProductionVariants.[].InstanceType")
-    return frozenset([*training.enum, *serving.enum])
-
-
-def _check_instance_type(name: str, value: Any) -> None:
-    if value is None and name.startswith("endpoint"):
-        return
-    if not isinstance(value, str) or value not in _instance_types():
-        close = difflib.get_close_matches(str(value), _instance_types(), n=3)
-        raise ConfigError(
-            f"{name}={value!r}: expected an instance type, such as {', '.join(close or ['ml.m5.xlarge'])}"
-        )
-
-
-def _checked_tags(tags: Any) -> dict[str, str]:
-    if not isinstance(tags, Mapping):
-        raise ConfigError(f"tags={tags!r}: expected a mapping of names to values")
-    listed = [{"Key": key, "Value": value} for key, value in tags.items()]
-    shape = input_shape("sagemaker", "CreateTrainingJob", "Tags")
-    faults = list(violations(shape, listed, "tags"))
-    if faults:
-        raise ConfigError(faults[0])
-    for key in tags:
-        if key.lower().startswith(("aws:", _OWN_TAG)):
-            raise ConfigError(f"tags[{key!r}]: names that begin with aws: or {_OWN_TAG} are taken")
-    return dict(tags)
-
-
-def _checked_secrets(secrets: Any) -> dict[str, str]:
-    if not isinstance(secrets, Mapping):
-        raise ConfigError("secrets: expected a mapping of the hosts' URLs, or '', to ARNs of Secrets Manager")
-    for name, arn in secrets.items():
-        if name and "://" not in name:
-            raise ConfigError(f"secrets[{name!r}]: expected the URL of a host, or '' for all others")
-        if not isinstance(arn, str) or _SECRET_ARN.fullmatch(arn) is None:
-            # What is not an ARN may be the token itself: it is not shown.
-            raise ConfigError(
-                f"secrets[{name!r}] is not an ARN such as arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME (it is not "
-                "shown, for it may be a token): store the token with `agentgpt cloud secret NAME`"
-            )
-    return dict(secrets)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from agentgpt_remote.cloud.aws import Aws, explained
 from agentgpt_remote.cloud.cost import hourly_price
-from agentgpt_remote.cloud.hosting import CLUSTER, fargate_cost, host_name, running_hosts, size_of
+from agentgpt_remote.cloud.host_config import CLUSTER, fargate_cost
+from agentgpt_remote.cloud.hosting import host_name, running_hosts, size_of
 from agentgpt_remote.cloud.requests import CREATED_BY, EXPIRES
 from agentgpt_remote.errors import AuthError
 

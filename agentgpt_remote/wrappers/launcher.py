@@ -66,7 +66,7 @@ class EnvLauncher:
 
         Args:
             source: an id or ``module:factory`` that the image knows.
-            config: a ``CloudHostConfig`` of :mod:`agentgpt_remote.cloud.hosting`.
+            config: a ``CloudHostConfig`` of :mod:`agentgpt_remote.cloud.host_config`.
             num_envs: environments that it offers in all; ``None`` for its default.
             connect: URL of a relay that it dials out to.
 

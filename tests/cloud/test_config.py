@@ -65,9 +65,10 @@ def test_config_refuses_spot_waits_that_can_not_be() -> None:
         config(spot=True, keep_alive_s=60)
 
 
-def test_config_never_shows_a_token_that_was_given_for_an_arn() -> None:
+@pytest.mark.parametrize("token", ["hunter2-the-token", "hunter2<{your}>"])
+def test_config_never_shows_a_token_that_was_given_for_an_arn(token: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config(secrets={"": "hunter2-the-token"})
+        config(secrets={"": token})
     assert "hunter2" not in str(caught.value)
     assert "agentgpt cloud secret" in str(caught.value)
 

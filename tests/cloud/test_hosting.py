@@ -20,14 +20,8 @@ import yaml
 from agentgpt_remote import EnvLauncher, RemoteEnv
 from agentgpt_remote.cloud.aws import Aws
 from agentgpt_remote.cloud.dockerfiles import LIBRARIES, dockerfile, pinned_requirements, write_context
-from agentgpt_remote.cloud.hosting import (
-    CloudHostConfig,
-    find_host,
-    host_requests,
-    hourly_cost,
-    launch_host,
-    serve_words,
-)
+from agentgpt_remote.cloud.host_config import CloudHostConfig, hourly_cost
+from agentgpt_remote.cloud.hosting import find_host, host_requests, launch_host, serve_words
 from agentgpt_remote.cloud.images import ImageName, build_with_codebuild, project_request, push_image
 from agentgpt_remote.cloud.listing import list_running
 from agentgpt_remote.cloud.manifests import kubernetes_manifest, skypilot_task
