@@ -94,6 +94,23 @@ def test_a_spot_job_goes_on_when_its_machine_is_taken_away(stage: Stage, tmp_pat
     assert any("stopped after" in line for line in lines[:again])
 
 
+def test_a_machine_that_dies_without_a_word_costs_at_most_the_last_checkpoints(stage: Stage, tmp_path: Path) -> None:
+    where = "s3://agentgpt-rehearsal/killed"
+    run = _train(tmp_path, checkpoint_path=where)
+    wait_until(lambda: run.status().env_steps > 5000, 60.0)
+    stage.sagemaker.jobs[run.run_id].containers[0].kill()
+    with pytest.raises(TrainingFailed, match="exit code: -9"):
+        run.wait(60)
+    reports = [row for row in run.metrics() if "time/wall_s" in row]
+    # A checkpoint every half second, and a copy of it to S3 every second.
+    safe = [int(row["env_steps"]) for row in reports if row["time/wall_s"] < reports[-1]["time/wall_s"] - 3.0]
+    resumed = _train(tmp_path, checkpoint_path=where)
+    wait_until(lambda: resumed.status().env_steps > 0, 60.0)
+    first = min(int(row["env_steps"]) for row in resumed.metrics())
+    assert resumed.stop().job_status == "Stopped"
+    assert first >= max(safe, default=1)
+
+
 def test_the_last_second_of_a_job_leaves_a_checkpoint_and_a_policy(stage: Stage, tmp_path: Path) -> None:
     run = _train(tmp_path, max_run=6)
     status = run.wait(120)

@@ -293,7 +293,9 @@ class TrainingJob:
             self._finish("Stopped", secondary="MaxRuntimeExceeded")
         elif failed:
             told = bases[failed[0]] / "ml" / "output" / "failure"
-            reason = told.read_text(errors="replace") if told.exists() else self.containers[failed[0]].last_lines(3)
+            reason = (
+                told.read_text(errors="replace") if told.exists() else self.containers[failed[0]].last_lines(3)[-600:]
+            )
             self._finish("Failed", f"AlgorithmError: {reason}, exit code: {codes[failed[0]]}")
         else:
             self._finish("Completed")
