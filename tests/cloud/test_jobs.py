@@ -106,8 +106,8 @@ def test_a_machine_that_dies_without_a_word_costs_at_most_the_last_checkpoints(s
     safe = [int(row["env_steps"]) for row in reports if row["time/wall_s"] < reports[-1]["time/wall_s"] - 3.0]
     resumed = _train(tmp_path, checkpoint_path=where)
     wait_until(lambda: resumed.status().env_steps > 0, 60.0)
-    first = min(int(row["env_steps"]) for row in resumed.metrics())
     assert resumed.stop().job_status == "Stopped"
+    first = min(int(row["env_steps"]) for row in resumed.metrics())
     assert first >= max(safe, default=1)
 
 
