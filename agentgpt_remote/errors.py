@@ -23,6 +23,7 @@ Each class also inherits the builtin that users already catch::
     ├── PortInUse (OSError)                   another process listens on the port
     ├── RenderError (RuntimeError)            an environment or this machine can't show what happens
     ├── ChildProcessFailed (RuntimeError)     a process that the package started ended early
+    ├── CloudError (RuntimeError)             a cloud refused or failed what was asked of it
     └── TrainingFailed (RuntimeError)         training ended with an error
 
 Gymnasium's own are reused where they say it: ``ClosedEnvironmentError``, ``ResetNeeded``,
@@ -137,6 +138,10 @@ class ChildProcessFailed(AgentGPTError, RuntimeError):
     """A process that the package started ended before it was ready, or unexpectedly."""
 
 
+class CloudError(AgentGPTError, RuntimeError):
+    """A cloud refused, or failed at, what was asked of it; the text says what is left running."""
+
+
 class TrainingFailed(AgentGPTError, RuntimeError):
     """Training ended with an error; the last checkpoint is kept."""
 
@@ -167,6 +172,8 @@ _EXTRA_OF_MODULE = {
     "wandb": "wandb",
     "boto3": "cloud",
     "botocore": "cloud",
+    "sagemaker": "sagemaker",
+    "moto": "rehearse",
     "onnxruntime": "onnx",
     "imageio_ffmpeg": "video",
     "pygame": "video",

@@ -18,6 +18,21 @@ def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: HIDDEN if _is_secret(str(name)) else _cleaned(value) for name, value in values.items()}
 
 
+def secret_names(values: Mapping[str, Any]) -> list[str]:
+    """Return the names in a nest of mappings that tell of a secret.
+
+    >>> secret_names({"level": 3, "server": {"api_key": "x"}})
+    ['api_key']
+    """
+    names = []
+    for name, value in values.items():
+        if _is_secret(str(name)):
+            names.append(str(name))
+        elif isinstance(value, Mapping):
+            names += secret_names(value)
+    return names
+
+
 def host_only(url: str) -> str:
     """Return a URL's scheme, host and port; a text that is no URL as it is.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import boto3
 import botocore.exceptions
 from botocore.config import Config
 
+from agentgpt_remote.cloud.strict import guard
 from agentgpt_remote.endpoints import EndpointReply
 from agentgpt_remote.errors import AuthError, ConfigError, ConnectionLost, ProtocolError, RemoteTimeout
 
@@ -23,20 +25,22 @@ _MAX_CLIENTS = 4
 class SageMakerRuntime:
     """One endpoint.
 
-    Region and credentials are found as boto3 finds them; ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME`` names another address.
+    Credentials are found as boto3 finds them, and the region too where the name has none;
+    ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME`` names another address.
 
     Args:
-        name: of the endpoint.
+        name: of the endpoint, with ``?region=...`` behind it where it lies in another region than the usual one.
 
     Raises:
         ConfigError: the name makes no sense, or no region is set.
     """
 
     def __init__(self, name: str) -> None:
-        if not name or "/" in name:
-            raise ConfigError(f"sagemaker://{name}: expected sagemaker://ENDPOINT_NAME")
-        self._name = name
-        self._session = boto3.session.Session()
+        self._name, query, parameters = name.partition("?")
+        key, _, region = parameters.partition("=")
+        if not self._name or "/" in name or (query and (key != "region" or not region)):
+            raise ConfigError(f"sagemaker://{name}: expected sagemaker://ENDPOINT_NAME, with ?region=REGION or not")
+        self._session = boto3.session.Session(region_name=region or os.environ.get("AWS_REGION"))
         self._clients: dict[float, Any] = {}
 
     def _client(self, timeout_s: float) -> Any:
@@ -51,6 +55,7 @@ class SageMakerRuntime:
             )
             try:
                 self._clients[limit] = self._session.client("sagemaker-runtime", config=config)
+                guard(self._clients[limit])
             except botocore.exceptions.NoRegionError as error:
                 raise ConfigError("no AWS region is set: set AWS_REGION or run `aws configure`") from error
         return self._clients[limit]
