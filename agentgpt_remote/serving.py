@@ -133,6 +133,8 @@ class ServerOptions:
         insecure: whether any address but loopback may be served without TLS; ``AGENTGPT_INSECURE`` by default.
         guard: middleware that decides who is let in, in place of one token for all.
         guarded: whether the middleware asks for tokens.
+        behind_proxy: nothing but a proxy that checks who calls reaches the port, as in a container of SageMaker: no
+            token is asked for, on any address and under any host name.
     """
 
     host: str = "127.0.0.1"
@@ -145,6 +147,7 @@ class ServerOptions:
     insecure: bool = field(default_factory=is_insecure_allowed)
     guard: Callable[[ASGIApp], ASGIApp] | None = field(default=None, repr=False)
     guarded: bool = False
+    behind_proxy: bool = False
 
     def __repr__(self) -> str:
         shown = "***" if self.token else None
@@ -174,7 +177,7 @@ def _bind(options: ServerOptions) -> socket.socket:
     """
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"port {options.port} is out of range: expected 0 (a free port) to 65535")
-    if not is_loopback(options.host):
+    if not is_loopback(options.host) and not options.behind_proxy:
         if options.token is None and not options.guarded:
             raise AuthError(
                 f"refusing to listen on {options.host!r} without a token: anyone who reaches the port could use it. "
@@ -226,6 +229,13 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
     return "without completing handshake" not in str(record.msg)
 
 
+def _guarded(app: ASGIApp, options: ServerOptions) -> ASGIApp:
+    """Put before an application what decides who is let in."""
+    if options.guard is not None:
+        return options.guard(app)
+    return app if options.behind_proxy else TokenAuth(app, options.token)
+
+
 def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], None]) -> uvicorn.Server:
     import uvicorn
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -250,7 +260,7 @@ def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], 
 
     return Server(
         uvicorn.Config(
-            TokenAuth(app, options.token) if options.guard is None else options.guard(app),
+            _guarded(app, options),
             loop="uvloop" if importlib.util.find_spec("uvloop") else "asyncio",
             http=impatient_protocol(Waiting()),
             ws=Connection,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -99,3 +100,33 @@ def use_trust(pin: str | None, ca_file: str | None, *, insecure: bool) -> None:
             os.environ[variable] = value
     if insecure:
         os.environ[tls.INSECURE_VARIABLE] = "1"
+
+
+def parse_settings(settings: list[str], option: str = "--set") -> dict[str, Any]:
+    """Return ``FIELD=VALUE`` words as a dict; values are JSON where they can be, else text."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"{option} {setting!r}: expected FIELD=VALUE, such as --set max_steps=60000")
+        try:
+            values[name.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name.strip()] = text
+    return values
+
+
+def where(sources: list[str]) -> dict[str, Any]:
+    """Return the hyperparameters that name the environments."""
+    urls = [source for source in sources if is_url(source)]
+    if not urls and len(sources) == 1:
+        return {"env_id": sources[0], "env_hosts": {}}
+    if len(urls) != len(sources):
+        raise ConfigError(f"can't train on {' '.join(sources)} at once: expected one source, or URLs of hosts")
+    names = [url.partition("://")[2].strip("/") for url in urls]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"a host is named twice in {' '.join(urls)}: expected different URLs")
+    return {
+        "env_id": None,
+        "env_hosts": {name: {"env_endpoint": url, "num_agents": None} for name, url in zip(names, urls, strict=True)},
+    }

@@ -152,6 +152,10 @@ class PolicyEngine:
                 owner[1](owner[0])
         self.release(longest.tolist())
 
+    def hand_over(self, slot: int, owner: tuple[str, Dropped]) -> None:
+        """Give a slot that is taken to another agent, which has begun its first episode there."""
+        self._owners[slot] = owner
+
     def release(self, slots: list[int]) -> None:
         """Give slots back."""
         for slot in slots:
@@ -252,7 +256,7 @@ class PolicyEngine:
     def _next_token(self, decision: Decision, previous: Float32) -> Float32:
         """Return the model's outputs by the KV cache."""
         stale = self._stale[decision.index.at] & ~decision.is_first
-        if stale.any():
+        if np.count_nonzero(stale):
             self._rebuild(decision.index.rows[stale])
         return self.runner.step(decision.obs, previous, decision.is_first, decision.index, decision.pixels)
 
