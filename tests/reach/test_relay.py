@@ -98,7 +98,7 @@ def test_cut_between_host_and_relay_loses_and_doubles_nothing(serve_into: Serve)
         serve_into(f"{proxy.url}/lab", num_envs=2)
         with RemoteVectorEnv(url=f"{relay.url}/lab", num_envs=2, length=10**6) as envs:
             envs.reset()
-            for count in range(1, 6):
+            for count in range(1, 4):
                 proxy.cut_all()
                 assert envs.step(np.array([1, 2]))[0][:, 1].tolist() == [count, count]
 
@@ -206,7 +206,7 @@ def test_room_without_hosts_waits_and_then_says_so(guarded: Guarded, serve_into:
 
 
 def test_room_with_too_few_envs_says_how_many_there_are(guarded: Guarded) -> None:
-    with pytest.raises(CapacityReached, match=r"asked for 100 environments: .* 64"):
+    with pytest.raises(CapacityReached, match="asked for 100 environments: the host offers num_envs=64"):
         RemoteVectorEnv(url=guarded.room, token=guarded.token(Role.TRAINER), num_envs=100, connect_timeout_s=0.3)
 
 
