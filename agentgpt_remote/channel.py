@@ -144,6 +144,14 @@ class Channel(asyncio.BufferedProtocol):
             self._transport.resume_reading()
             self._loop.call_later(_LINGER_S, self._transport.close)
 
+    async def ended(self) -> None:
+        """Wait until the connection is gone, which it is soon after :meth:`close`."""
+        await asyncio.shield(self._lost)
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._transport.abort()
+
     def get_buffer(self, _: int) -> memoryview | bytearray:
         """Return where the event loop is to receive."""
         return bytearray(_DISCARD_BYTES) if self._closing else self._reader.target()

@@ -16,11 +16,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agentgpt_remote.channel import Channel
-from agentgpt_remote.errors import (
-    AgentGPTError,
-    AuthError,
-    ProtocolMismatch,
-)
+from agentgpt_remote.errors import AgentGPTError, AuthError, ProtocolMismatch
+from agentgpt_remote.frames import GOING_AWAY
 from agentgpt_remote.meeting import (
     CONTROL_PATH,
     DATA_PATH,
@@ -119,6 +116,7 @@ class DialingHost:
             if self._sessions:
                 await asyncio.wait(self._sessions, timeout=2.0)
             await table.close()
+            await asyncio.sleep(0)  # aborted connections are let go of in the loop's next pass
 
     def stop(self) -> None:
         """Have :meth:`run` return; from any thread, at any time."""
@@ -217,8 +215,11 @@ class DialingHost:
         )
         try:
             await endpoint.serve(channel)
-        finally:
             channel.close()
+            await channel.ended()
+        finally:
+            channel.close(GOING_AWAY, "the host ends")
+            channel.abort()
 
     async def _dial(self, path: str, headers: dict[str, str]) -> Dialled:
         return await dial(

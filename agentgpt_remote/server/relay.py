@@ -35,7 +35,7 @@ from agentgpt_remote.meeting import (
     encode_control,
 )
 from agentgpt_remote.processes import allow_many_connections
-from agentgpt_remote.server.relay_auth import RelayAuth
+from agentgpt_remote.server.relay_auth import NO_ROOM, STATUS_PATH, RelayAuth
 from agentgpt_remote.server.relay_metrics import metrics_text, rooms_table
 from agentgpt_remote.server.rooms import RelayLimits, RoomHost, Rooms, read_offers
 from agentgpt_remote.server.splice import SpliceEnd
@@ -50,7 +50,6 @@ _SILENCE_S = 90.0  # a host whose environment computes on its event loop answers
 _MAX_QUEUED = 1024
 _CHECKS_PER_STALL = 4
 _GONE = (WebSocketDisconnect, RuntimeError, OSError, KeyError, TimeoutError)  # what a connection that ended raises
-_NO_ROOM = NotFound("this is a relay: name a room, as in wss://RELAY/ROOM")
 
 
 class Relay:
@@ -73,7 +72,7 @@ class Relay:
         routes = [
             Route("/health", self._health),
             Route("/metrics", self._metrics),
-            Route("/status", self._status),
+            Route(STATUS_PATH, self._status),
             WebSocketRoute(f"/{{room}}{CONTROL_PATH}", self._control),
             WebSocketRoute(f"/{{room}}{DATA_PATH}", self._data),
             WebSocketRoute("/{room}/{host}/session", self._session),
@@ -83,8 +82,8 @@ class Relay:
                 Route(path, upgrade_required(path.rpartition("/")[2]))
                 for path in (f"/{{room}}{CONTROL_PATH}", f"/{{room}}{DATA_PATH}", "/{room}/{host}/session")
             ),
-            WebSocketRoute("/{path:path}", _NO_ROOM),
-            Route("/{path:path}", _NO_ROOM),
+            WebSocketRoute("/{path:path}", NotFound(NO_ROOM)),
+            Route("/{path:path}", NotFound(NO_ROOM)),
         ]
         self.app = Starlette(routes=routes, lifespan=self._lifespan)
 

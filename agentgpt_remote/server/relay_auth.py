@@ -9,6 +9,8 @@ from agentgpt_remote.tokens import ANY_ROOM, Keyring, Role, WrongToken
 
 _BEARER = b"Bearer "
 OPEN_PATHS = ("/health", "/metrics", "/ping")
+STATUS_PATH = "/status"
+NO_ROOM = "this is a relay: name a room, as in wss://RELAY/ROOM"
 
 
 class RelayAuth(Admission):
@@ -30,6 +32,8 @@ class RelayAuth(Admission):
 
     def judge(self, path: str, given: bytes) -> Refusal | None:
         """Return why a token is not good for a path, or ``None`` where it is."""
+        if path != STATUS_PATH and path.count("/") < 2:
+            return Refusal(404, NO_ROOM)
         role, room = needed_for(path)
         if not given.startswith(_BEARER):
             reason = f"a {role.word}'s token is required: pass token=, --token or {TOKEN_VARIABLE}; the relay's owner "
@@ -48,7 +52,7 @@ class RelayAuth(Admission):
 def needed_for(path: str) -> tuple[Role, str]:
     """Return the role and the room that a path is for."""
     _, room, *rest = [*path.split("/"), ""]
-    if path == "/status":
+    if path == STATUS_PATH:
         return Role.ADMIN, ANY_ROOM
     if len(rest) == 2 and f"/{rest[0]}" in (CONTROL_PATH, DATA_PATH):
         return Role.HOST, room

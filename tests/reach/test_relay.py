@@ -21,7 +21,8 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 
 import agentgpt_remote  # noqa: F401 - makes remote ids known
-from agentgpt_remote.errors import CapacityReached, ConfigError, ConnectionLost, HostUnreachable
+from agentgpt_remote.errors import CapacityReached, ConfigError, ConnectionLost, HostUnreachable, ProtocolMismatch
+from agentgpt_remote.server import serve
 from agentgpt_remote.server.relay import serve_relay
 from agentgpt_remote.tokens import Keyring, Role
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
@@ -240,9 +241,6 @@ def test_host_waits_for_a_relay_that_comes_later(serve_into: Serve) -> None:
 
 
 def test_host_that_dials_what_is_no_relay_is_told_so(serve_into: Serve) -> None:
-    from agentgpt_remote.errors import ProtocolMismatch
-    from agentgpt_remote.server import serve
-
     with serve(CountingEnv, port=0, block=False) as other, pytest.raises(ProtocolMismatch, match="use /session"):
         serve_into(f"{other.url}/lab")
     with pytest.raises(ConfigError, match="names no room"):
@@ -250,7 +248,7 @@ def test_host_that_dials_what_is_no_relay_is_told_so(serve_into: Serve) -> None:
 
 
 def test_url_without_a_room_is_told_to_name_one(guarded: Guarded) -> None:
-    with pytest.raises(Exception, match="relay"):
+    with pytest.raises(ProtocolMismatch, match=r"this is a relay: name a room, as in wss://RELAY/ROOM"):
         RemoteEnv(url=guarded.relay.url, token=guarded.token(Role.TRAINER))
 
 
