@@ -43,6 +43,14 @@ CaFile = Annotated[
 TokenFile = Annotated[
     str | None, typer.Option("--token-file", metavar="FILE", help="File that holds the token, instead of --token.")
 ]
+SecretFile = Annotated[
+    str | None,
+    typer.Option("--secret-file", metavar="FILE", help="File with the relay's secret; `agentgpt token` makes one."),
+]
+Secret = Annotated[
+    str | None,
+    typer.Option("--secret", envvar="AGENTGPT_RELAY_SECRET", show_envvar=True, help="The relay's secret."),
+]
 ClientToken = Annotated[
     str | None, typer.Option("--token", envvar="AGENTGPT_TOKEN", show_envvar=True, help="Token of the host.")
 ]
@@ -116,10 +124,20 @@ def parse_settings(settings: list[str], option: str = "--set") -> dict[str, Any]
     return values
 
 
-def where(sources: list[str]) -> dict[str, Any]:
-    """Return the hyperparameters that name the environments."""
+def where(sources: list[str], max_agents: int | None = None) -> dict[str, Any]:
+    """Return the hyperparameters that name the environments.
+
+    Args:
+        sources: one source, or URLs.
+        max_agents: of each host or room; ``None`` for as many as there are.
+
+    Raises:
+        ConfigError: they can't be trained on together.
+    """
     urls = [source for source in sources if is_url(source)]
     if not urls and len(sources) == 1:
+        if max_agents is not None:
+            raise ConfigError(f"--max-agents={max_agents} is for hosts and rooms: pass --set num_envs={max_agents}")
         return {"env_id": sources[0], "env_hosts": {}}
     if len(urls) != len(sources):
         raise ConfigError(f"can't train on {' '.join(sources)} at once: expected one source, or URLs of hosts")
@@ -128,5 +146,7 @@ def where(sources: list[str]) -> dict[str, Any]:
         raise ConfigError(f"a host is named twice in {' '.join(urls)}: expected different URLs")
     return {
         "env_id": None,
-        "env_hosts": {name: {"env_endpoint": url, "num_agents": None} for name, url in zip(names, urls, strict=True)},
+        "env_hosts": {
+            name: {"env_endpoint": url, "num_agents": max_agents} for name, url in zip(names, urls, strict=True)
+        },
     }

@@ -15,6 +15,8 @@ from agentgpt_remote.cli.options import (
     Json,
     Pin,
     Port,
+    Secret,
+    SecretFile,
     SelfSigned,
     TLSCert,
     TLSKey,
@@ -25,15 +27,6 @@ from agentgpt_remote.cli.options import (
     use_trust,
 )
 from agentgpt_remote.errors import ConfigError
-
-SecretFile = Annotated[
-    str | None,
-    typer.Option("--secret-file", metavar="FILE", help="File with the relay's secret; `agentgpt token` makes one."),
-]
-Secret = Annotated[
-    str | None,
-    typer.Option("--secret", envvar="AGENTGPT_RELAY_SECRET", show_envvar=True, help="The relay's secret."),
-]
 
 _ROLES = ("host", "trainer", "admin")
 
