@@ -18,7 +18,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agentgpt_remote._version import __version__
 from agentgpt_remote.admission import ASGIApp, NotFound, upgrade_required
-from agentgpt_remote.errors import AgentGPTError, CapacityReached, HostUnreachable, ProtocolError, RemoteTimeout
+from agentgpt_remote.errors import (
+    AgentGPTError,
+    AuthError,
+    CapacityReached,
+    HostUnreachable,
+    ProtocolError,
+    RemoteTimeout,
+)
 from agentgpt_remote.handshake import PROTOCOL_VERSION
 from agentgpt_remote.meeting import (
     CONTROL_PATH,
@@ -39,7 +46,7 @@ from agentgpt_remote.server.relay_auth import NO_ROOM, STATUS_PATH, RelayAuth
 from agentgpt_remote.server.relay_metrics import metrics_text, rooms_table
 from agentgpt_remote.server.rooms import RelayLimits, RoomHost, Rooms, read_offers
 from agentgpt_remote.server.splice import SpliceEnd
-from agentgpt_remote.serving import TLS, BackgroundServer, ServerOptions, run_app
+from agentgpt_remote.serving import TLS, BackgroundServer, ServerOptions, is_loopback, run_app
 from agentgpt_remote.tls import is_insecure_allowed
 from agentgpt_remote.tokens import Keyring
 
@@ -305,6 +312,12 @@ def serve_relay(
         ConfigError: the secret is too short, or an option makes no sense.
         PortInUse: another process listens on the port.
     """
+    if secret is None and not is_loopback(host):
+        raise AuthError(
+            f"refusing to listen on {host!r} without a secret: anyone who reaches the port could use it. Make one with "
+            "`agentgpt token > FILE` and pass --secret-file FILE (or secret=, AGENTGPT_RELAY_SECRET), or listen on "
+            "127.0.0.1"
+        )
     relay = Relay(None if secret is None else Keyring(secret), limits)
     options = ServerOptions(
         host=host,
