@@ -83,7 +83,7 @@ class Channel(asyncio.BufferedProtocol):
         self._closing = False
         self._poll = BusyPoll(self._loop)
         # No message is handled before the last reply is on its way: it may be made of memory that the next one changes.
-        transport.set_write_buffer_limits(high=0)
+        transport.set_write_buffer_limits(high=1, low=0)  # with TLS, a limit of 0 is reached by an empty buffer
         transport.pause_reading()
         transport.set_protocol(self)
         transport.resume_reading()

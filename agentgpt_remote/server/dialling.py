@@ -65,6 +65,7 @@ class DialingHost:
     Attributes:
         url: where trainers reach this host alone: the room's URL and the host's name there.
         on_ready: as given.
+        why_not: why it is not in the room, as far as it knows.
 
     Raises:
         ConfigError: the URL names no room.
@@ -86,6 +87,7 @@ class DialingHost:
         self._name = name or socket.gethostname()
         self._key = secrets.token_urlsafe(32)
         self.on_ready = on_ready
+        self.why_not = "the relay did not answer"
         self._trust = Trust.of_environment()
         if insecure is not None:
             self._trust = replace(self._trust, insecure=insecure)
@@ -142,6 +144,7 @@ class DialingHost:
                     raise error
                 if error is not None and not isinstance(error, AgentGPTError | OSError):
                     raise error
+                self.why_not = str(error or "the relay closed the connection")
                 if self._entered_at is not None:
                     warned = False
                     if time.monotonic() - self._entered_at > _SETTLED_S:
@@ -150,7 +153,7 @@ class DialingHost:
                 log(
                     "relay=%s lost or not there, dialling again: %s",
                     self._room_url,
-                    error or "it closed the connection",
+                    self.why_not,
                 )
                 warned = True
                 pause_s = backoff_s * random.uniform(0.5, 1.0)  # so that a thousand hosts don't come back at once

@@ -89,7 +89,9 @@ class BackgroundDialler:
             raise self._failure
         if not in_time:
             self.close()
-            raise HostUnreachable(f"no relay let the host in at {self.url} within {_ENTER_TIMEOUT_S:.0f} s")
+            raise HostUnreachable(
+                f"no relay let the host in at {self.url} within {_ENTER_TIMEOUT_S:.0f} s: {host.why_not}"
+            )
 
     def _run(self, entered: threading.Event) -> None:
         try:

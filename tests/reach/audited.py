@@ -61,6 +61,8 @@ class Account:
 
     def _noted(self, result: Any) -> Any:
         infos = result[4]
+        if "name" not in infos:  # those that the policy is evaluated on
+            return result
         with self._lock:
             for name, count, stepped in zip(infos["name"], infos["count"], infos["stepped"], strict=True):
                 if stepped:
