@@ -132,13 +132,13 @@ def token(
         return
     if role not in _ROLES:
         raise ConfigError(f"--role {role!r}: expected {', '.join(_ROLES)}")
+    chosen = Role(f"agpt-{role}")
+    if (room is None) is (chosen is not Role.ADMIN):
+        raise ConfigError("--role host and --role trainer need --room; an admin's token is for the whole relay")
     secret = chosen_token(secret, secret_file)
-    if secret is None:
+    if not secret:
         raise ConfigError(
             "a token is made with the relay's secret: pass --secret-file FILE (`agentgpt token > FILE` makes one), or "
             "set AGENTGPT_RELAY_SECRET"
         )
-    chosen = Role(f"agpt-{role}")
-    if (room is None) is (chosen is not Role.ADMIN):
-        raise ConfigError("--role host and --role trainer need --room; an admin's token is for the whole relay")
     print(Keyring(secret).make(chosen, room or ANY_ROOM, expiry_in(expires_days)))
