@@ -114,7 +114,9 @@ class StreamStore:
     def _mask_actions(self, width: int) -> None:
         self.action_mask = np.ones((self.num_streams, self.capacity, width), np.bool_)
 
-    def act(self, streams: slice, action: NDArray[Any], log_prob: NDArray[Any], version: int) -> None:
+    def act(
+        self, streams: slice | NDArray[np.int64], action: NDArray[Any], log_prob: NDArray[Any], version: int
+    ) -> None:
         """Store the decision taken at the open tokens: compact action (n, action_width), log-probability (n,)."""
         rows, index = self._at(streams)
         self.action[rows, index] = action
@@ -203,12 +205,17 @@ class StreamStore:
         """Return how many completed tokens have not been trained on."""
         return int((self.position - self.trained).sum())
 
+    def most_new_tokens(self) -> int:
+        """Return how many completed tokens have not been trained on in the stream that has most of them."""
+        return int((self.position - self.trained).max())
+
     def prev_action(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the actions before the tokens, broadcast over rows and tokens; shape (..., action_width)."""
         return self.action[rows, (tokens - 1) % self.capacity]
 
-    def _at(self, streams: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return np.arange(streams.start, streams.stop), self.position[streams] % self.capacity
+    def _at(self, streams: slice | NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        rows = np.arange(streams.start, streams.stop) if isinstance(streams, slice) else streams
+        return rows, self.position[streams] % self.capacity
 
 
 def _ragged(first: NDArray[np.int64], stop: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
