@@ -19,6 +19,7 @@ from agentgpt_remote.frames import (
     BINARY,
     CLOSE,
     MESSAGE_TOO_BIG,
+    NO_MASK,
     PING,
     PONG,
     PROTOCOL_ERROR,
@@ -32,6 +33,7 @@ from agentgpt_remote.frames import (
 )
 from agentgpt_remote.processes import yield_processor
 from agentgpt_remote.protocol import PartedReply, Reply
+from agentgpt_remote.tls import is_local
 
 NORMAL: Final = 1000
 _LINGER_S = 2.0
@@ -67,7 +69,9 @@ class Channel(asyncio.BufferedProtocol):
         dialled: bool = False,
     ) -> None:
         self._transport = transport
-        self._apply_mask = load_mask() if dialled else None
+        self._dialled = dialled
+        # A mask keeps a payload from looking like HTTP to what reads it on its way, and costs a copy.
+        self._apply_mask = load_mask() if dialled and _is_readable_on_its_way(transport) else None
         self._reader = FrameReader(peer, max_frame_bytes, self._control, from_client=not dialled)
         self._reader.preload(received)
         self._loop = asyncio.get_running_loop()
@@ -125,8 +129,10 @@ class Channel(asyncio.BufferedProtocol):
     def _send_frame(self, opcode: int, data: Buffer) -> None:
         if self._transport.is_closing():
             return
-        if self._apply_mask is None:
+        if not self._dialled:
             self._transport.write(frame_header(opcode, len(data)) + data)
+        elif self._apply_mask is None:
+            self._transport.write(masked_header(opcode, len(data)) + NO_MASK + data)
         else:
             mask = os.urandom(4)
             self._transport.write(masked_header(opcode, len(data)) + mask + self._apply_mask(data, mask))
@@ -238,8 +244,10 @@ class Channel(asyncio.BufferedProtocol):
 
     def _framed(self, reply: PartedReply) -> Iterable[Buffer]:
         """Return the frame of a large reply, in parts."""
-        if self._apply_mask is None:
+        if not self._dialled:
             return (frame_header(BINARY, reply.nbytes), *reply.parts)
+        if self._apply_mask is None:
+            return (masked_header(BINARY, reply.nbytes) + NO_MASK, *reply.parts)
         mask = os.urandom(4)
         parts: list[Buffer] = [masked_header(BINARY, reply.nbytes) + mask]
         sent = 0
@@ -273,6 +281,11 @@ class Channel(asyncio.BufferedProtocol):
             self._send_frame(CLOSE, payload[:2])
             self._closing = True
             self._transport.close()
+
+
+def _is_readable_on_its_way(transport: asyncio.Transport) -> bool:
+    """Tell whether a proxy between here and the peer can read what is sent."""
+    return transport.get_extra_info("ssl_object") is None and not is_local(transport.get_extra_info("socket"))
 
 
 class Turns:

@@ -103,7 +103,7 @@ class Trust:
         Raises:
             AuthError: it leads to another machine.
         """
-        if not self.insecure and not _is_local(sock):
+        if not self.insecure and not is_local(sock):
             raise AuthError(
                 f"refusing to send a token unencrypted to {url}: use wss:// (start the server with --tls-self-signed, "
                 f"or --tls-cert and --tls-key), or allow plaintext with --insecure or {INSECURE_VARIABLE}=1"
@@ -123,7 +123,8 @@ def is_insecure_allowed() -> bool:
     return os.environ.get(INSECURE_VARIABLE, "").lower() in ("1", "true", "yes", "insecure")
 
 
-def _is_local(sock: socket.socket) -> bool:
+def is_local(sock: socket.socket) -> bool:
+    """Tell whether a connected socket leads to a process of this machine."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return True  # a Unix socket
     with contextlib.suppress(OSError, ValueError):

@@ -16,7 +16,15 @@ from typing import Any, Final
 
 from agentgpt_remote.channel import CONNECTION
 from agentgpt_remote.errors import ProtocolError
-from agentgpt_remote.frames import CLOSE, MESSAGE_TOO_BIG, PROTOCOL_ERROR, FrameTooLarge, frame_header, load_mask
+from agentgpt_remote.frames import (
+    CLOSE,
+    MESSAGE_TOO_BIG,
+    NO_MASK,
+    PROTOCOL_ERROR,
+    FrameTooLarge,
+    frame_header,
+    load_mask,
+)
 
 _HIGH_WATER_BYTES: Final = 256 * 1024
 _SLOWEST_BYTES_PER_S: Final = 65536
@@ -126,6 +134,8 @@ class FrameForwarder:
     def _payload(self, data: bytes, start: int, stop: int) -> Piece:
         mask, shift = self._mask, (self.size - self.left) % 4
         self.left -= stop - start
+        if mask == NO_MASK:
+            return memoryview(data)[start:stop]
         if shift:
             mask = mask[shift:] + mask[:shift]
         return self._apply_mask(memoryview(data)[start:stop], mask)
