@@ -10,7 +10,8 @@ from agentgpt_remote.errors import ConfigError, check_seconds
 from agentgpt_remote.server.app import host_app
 from agentgpt_remote.server.sessions import HostLimits
 from agentgpt_remote.server.sources import Source, resolve_source
-from agentgpt_remote.serving import BackgroundServer, ServerOptions, resolve_token, run_app
+from agentgpt_remote.server.tunnelled import TunnelledServer, run_tunnelled
+from agentgpt_remote.serving import BackgroundServer, ServerOptions, is_loopback, resolve_token, run_app
 
 
 @overload
@@ -28,6 +29,7 @@ def serve(
     max_frame_bytes: int = ...,
     resume_window_s: float = ...,
     step_timeout_s: float = ...,
+    tunnel: str | None = ...,
 ) -> None: ...
 
 
@@ -46,7 +48,8 @@ def serve(
     max_frame_bytes: int = ...,
     resume_window_s: float = ...,
     step_timeout_s: float = ...,
-) -> BackgroundServer: ...
+    tunnel: str | None = ...,
+) -> BackgroundServer | TunnelledServer: ...
 
 
 def serve(
@@ -63,7 +66,8 @@ def serve(
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
     resume_window_s: float = 60.0,
     step_timeout_s: float = 600.0,
-) -> BackgroundServer | None:
+    tunnel: str | None = None,
+) -> BackgroundServer | TunnelledServer | None:
     """Serve environments to trainers and scripts.
 
     Args:
@@ -82,6 +86,8 @@ def serve(
         max_frame_bytes: largest message, in bytes.
         resume_window_s: how long a session waits for its client after a dropped connection, in seconds.
         step_timeout_s: how long an environment may take for one request, in seconds.
+        tunnel: makes the host public: ``cloudflared``, ``ngrok``, ``localtunnel``, ``auto`` for the first of them that
+            is installed, or a command that holds ``{port}`` and prints the public URL. Needs a token.
 
     Returns:
         With ``block=False`` a handle with ``.url`` and ``.close()``.
@@ -91,6 +97,9 @@ def serve(
         ConfigError: the source or a limit makes no sense.
         AuthError: the address is not loopback and there is no token.
         PortInUse: another process listens on the port.
+        DependencyNotInstalled: the tunnel's tool is not installed; names the command that installs it.
+        ChildProcessFailed: the tunnel's tool ended.
+        HostUnreachable: the host can't be reached through the tunnel.
     """
     for name, value in (("num_envs", num_envs), ("max_sessions", max_sessions), ("max_frame_bytes", max_frame_bytes)):
         if value is not None and (type(value) is not int or value < 1):
@@ -109,10 +118,15 @@ def serve(
     )
     app = host_app(resolve_source(source), limits)
     options = ServerOptions(host=host, port=port, token=resolve_token(token), max_frame_bytes=max_frame_bytes)
+    if tunnel is not None and not is_loopback(host):
+        raise ConfigError(f"host={host!r}: a host behind a tunnel listens on loopback only; leave host out")
     if block:
-        run_app(app, options, on_ready=on_ready)
+        if tunnel is None:
+            run_app(app, options, on_ready=on_ready)
+        else:
+            run_tunnelled(app, options, tunnel, on_ready=on_ready)
         return None
-    server = BackgroundServer(app, options)
+    server = BackgroundServer(app, options) if tunnel is None else TunnelledServer(app, options, tunnel)
     if on_ready is not None:
         on_ready(server.url)
     return server
