@@ -14,18 +14,18 @@ import sys
 import threading
 import time
 
-GRACE_S = 3.0
 NOT_STARTED = 127
 
 
 def main() -> None:
-    """Run the command in ``sys.argv[1:]``; exit with its exit code."""
+    """Run the command in ``sys.argv[2:]``, which may take ``sys.argv[1]`` seconds to end; exit with its exit code."""
+    grace_s, command = float(sys.argv[1]), sys.argv[2:]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _leave)
     try:
-        tool = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, process_group=0)
+        tool = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
     except OSError as error:
-        sys.stderr.write(f"{sys.argv[1]}: {error.strerror}\n")
+        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
         sys.exit(NOT_STARTED)
     gone = threading.Event()
     threading.Thread(target=_wait_for_parent, args=(gone,), daemon=True).start()
@@ -33,7 +33,7 @@ def main() -> None:
         while tool.poll() is None and not gone.wait(0.02):
             continue
     finally:
-        _end_group(tool)
+        _end_group(tool, grace_s)
     code = tool.returncode
     sys.exit(code if code >= 0 else 128 - code)
 
@@ -48,11 +48,11 @@ def _wait_for_parent(gone: threading.Event) -> None:
     gone.set()
 
 
-def _end_group(tool: subprocess.Popen[bytes]) -> None:
+def _end_group(tool: subprocess.Popen[bytes], grace_s: float) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):  # none is left
             os.killpg(tool.pid, number)
-        deadline = time.monotonic() + GRACE_S
+        deadline = time.monotonic() + grace_s
         while tool.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
 

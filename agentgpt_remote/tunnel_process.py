@@ -17,7 +17,8 @@ from agentgpt_remote.serving import TOKEN_VARIABLE
 _TAIL_LINES, _LINE_CHARACTERS = 20, 2000
 _READ_BYTES = 65536
 _LAST_OUTPUT_S = 1.0
-_CLOSE_TIMEOUT_S = 2 * tunnel_guard.GRACE_S + 4.0
+_GRACE_S = 3.0  # that a tool may take to end by itself
+_CLOSE_TIMEOUT_S = 2 * _GRACE_S + 4.0
 _SHORTEST_SECRET = 6
 _HIDDEN = "(hidden)"
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -49,7 +50,7 @@ class ToolProcess:
         self._secrets = [*secrets, *(value for name, value in environment.items() if _SECRET_NAME.search(name))]
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", tunnel_guard.__file__, *command],
+            [sys.executable, "-I", "-S", tunnel_guard.__file__, str(_GRACE_S), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

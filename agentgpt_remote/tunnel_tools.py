@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -181,7 +182,7 @@ def _custom(command: str) -> Tool:
             raise DependencyNotInstalled(f"{program} is not installed: there is no such program to run the tunnel with")
         return [word.replace(PORT_FIELD, str(port)) for word in words]
 
-    secrets = [word for before, word in zip(words, words[1:], strict=False) if _tells_of_secret(before)]
+    secrets = [word for before, word in itertools.pairwise(words) if _tells_of_secret(before)]
     secrets += [word.partition("=")[2] for word in words if "=" in word and _tells_of_secret(word.partition("=")[0])]
     return Tool(name=program, command=fill_in, find_urls=_URL.findall, secrets=secrets)
 

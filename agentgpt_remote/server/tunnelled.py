@@ -46,6 +46,7 @@ class TunnelledServer:
             raise
         self.url = self._tunnel.url
         self._finalizer = weakref.finalize(self, _close, self._tunnel, server)
+        self._finalizer.atexit = False  # the interpreter's end ends the server's thread, and the tunnel sees to itself
 
     @property
     def lost(self) -> str | None:

@@ -130,6 +130,12 @@ class EnvLauncher:
         host = hosting.launch_environment(source, config, num_envs=num_envs, connect=connect)
         return cls(host, host.url)
 
+    @property
+    def lost(self) -> str | None:
+        """Why clients can't reach it any more since its tunnel ended, or ``None``."""
+        reason: str | None = getattr(self._server, "lost", None)
+        return reason
+
     def close(self) -> None:
         """End the host and its sessions; a second call does nothing."""
         self._server.close()

@@ -70,7 +70,7 @@ def ngrok(host: str, target: str, log_format: str) -> tuple[list[str], list[str]
                 '{"lvl":"info","msg":"no configuration paths supplied","t":"2026-02-11T09:14:27.1Z"}',
                 '{"addr":"127.0.0.1:4040","allow_hosts":[],"lvl":"info","msg":"starting web service","obj":"web",'
                 '"t":"2026-02-11T09:14:27.2Z"}',
-                '{"lvl":"info","msg":"client session established","obj":"tunnels.session","t":"2026-02-11T09:14:27.6Z"}',
+                '{"lvl":"info","msg":"client session established","obj":"tunnels.session","t":"2026-02-11T09:14:27Z"}',
             ],
             [
                 f'{{"addr":"{target}","lvl":"info","msg":"started tunnel","name":"command_line","obj":"tunnels",'
