@@ -28,7 +28,7 @@ def check(
     token: ClientToken = None,
     as_json: Json = False,
 ) -> None:
-    """Check a host from here: both libraries' env checkers, determinism, round-trip time."""
+    """Check a host from here: both libraries' env checkers, determinism, round-trip time, envs to keep in flight."""
     from agentgpt_remote.diagnostics import check_host
 
     _show(check_host(url, token=token), as_json=as_json)
