@@ -75,7 +75,7 @@ def check_host(url: str, *, token: str | None = None, steps: int = 200) -> Itera
     yield _env_checker("stable-baselines3 check_env", connect, _sb3_check)
     yield _determinism(connect, steps)
     yield _round_trip(connect, steps)
-    yield from _distance(url, token)
+    yield from check_distance(url, token)
 
 
 def _health(url: str) -> Check:
@@ -164,8 +164,19 @@ def _round_trip(connect: Callable[[], gym.Env[Any, Any]], steps: int) -> Check:
     return Check(name="round trip", outcome="ok", detail=detail)
 
 
-def _distance(url: str, token: str | None) -> Iterator[Check]:
-    """Measure the way to the host, and say what it lets through and what to keep in flight."""
+def check_distance(url: str, token: str | None) -> Iterator[Check]:
+    """Measure the way to a host, and say what it lets through and what to keep in flight.
+
+    Args:
+        url: where the host listens.
+        token: its token; ``AGENTGPT_TOKEN`` by default.
+
+    Yields:
+        The round-trip time of requests that ask for nothing, the environments in flight there now, the ceiling.
+
+    Raises:
+        AgentGPTError: the host can't be reached or refuses the session.
+    """
     told = host_health(url)
     free = free_envs(told)
     with RemoteVectorEnv(

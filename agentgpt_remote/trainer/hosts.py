@@ -172,9 +172,9 @@ class _LaneMaker:
         return open_lane
 
 
-def _split(total: int, lanes: int) -> list[int]:
+def _split(total: int, lanes: int | None) -> list[int]:
     """Return sizes of at most so many lanes that add up to the total."""
-    lanes = min(lanes, total)
+    lanes = min(lanes or 1, total)
     return [total // lanes + (index < total % lanes) for index in range(lanes)]
 
 
@@ -212,7 +212,7 @@ def _open_remote(
     # With other hosts to go on with, a lost one is not waited for as long as a single one.
     resume_window_s = _RESUME_WINDOW_S if len(hosts) > 1 or not alone else None
     for name, host in hosts.items():
-        url, own_token = host.env_endpoint, _token_of(host.env_endpoint, token)
+        url, own_token = host.env_endpoint, token_of(host.env_endpoint, token)
         connect = functools.partial(_connect, url, own_token, hp=hyperparameters, resume_window_s=resume_window_s)
         try:
             envs: Sequence[RemoteVectorEnv | None] = _open_host(host, connect, hyperparameters, stack, should_stop)
@@ -266,7 +266,8 @@ def _open_host(
             time.sleep(_FREE_POLL_S)
 
 
-def _token_of(url: str, tokens: Tokens) -> str | None:
+def token_of(url: str, tokens: Tokens) -> str | None:
+    """Return the token of a host."""
     return tokens if tokens is None or isinstance(tokens, str) else tokens.get(url, tokens.get(""))
 
 

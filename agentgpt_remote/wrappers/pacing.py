@@ -22,7 +22,7 @@ _logger = logging.getLogger("agentgpt_remote.client")
 AUTO = "auto"
 MESSAGE_S = 150e-6  # to pack, send, receive and unpack a small request and its reply
 MAX_GROUPS = 64
-_NEAR_BEST = 1.03  # what fewer groups may cost
+_NEAR_BEST = 0.97  # what fewer groups must reach of it
 _PROBE_ENVS, _PROBED_HOSTS = 8, 8
 _PINGS, _STEPS = 5, 8
 _MEASURE_S = 2.0
@@ -58,24 +58,26 @@ class Way:
     step_s: float
 
 
-def cycle_s(ways: Sequence[Way], num_envs: int, groups: int, client: Client) -> float:
-    """Return the seconds in which each of the environments takes one step.
+def pace(ways: Sequence[Way], num_envs: int, groups: int, client: Client) -> float:
+    """Return the steps per second to expect.
 
     Args:
         ways: to each host; environments are spread evenly over them.
         num_envs: in all.
-        groups: in flight.
+        groups: in flight. Where there are fewer than hosts, each waits for the farthest of its hosts.
         client: what it does in between.
     """
     hosts = len(ways)
     messages = max(groups, hosts)
-    together = -(-num_envs // messages)
-    busy = client.act_s(num_envs // groups) * groups + messages * MESSAGE_S
+    together, share = -(-num_envs // messages), num_envs / hosts
+    acting_s = client.act_s(-(-num_envs // groups))
+    cycles = []
     for way in ways:
-        alone = way.rtt_s + together * way.step_s + MESSAGE_S + client.act_s(num_envs // groups)
-        host = num_envs / hosts * way.step_s + messages / hosts * MESSAGE_S
-        busy = max(busy, alone, host)
-    return busy
+        alone_s = way.rtt_s + together * way.step_s + MESSAGE_S + acting_s
+        host_s = share * way.step_s + messages / hosts * MESSAGE_S
+        cycles.append(max(alone_s, host_s))
+    supply = num_envs / max(cycles) if groups < hosts else sum(share / cycle for cycle in cycles)
+    return min(supply, num_envs / (groups * acting_s + messages * MESSAGE_S))
 
 
 def choose_groups(
@@ -96,9 +98,9 @@ def choose_groups(
     client = Client() if client is None else client
     numbers = range(1, min(num_envs, MAX_GROUPS) + 1)
     allowed = [count for count in numbers if num_envs % count == 0] if candidates is None else sorted(candidates)
-    cycles = {count: cycle_s(ways, num_envs, count, client) for count in allowed}
-    best = min(cycles.values())
-    return next(count for count, cycle in cycles.items() if cycle <= _NEAR_BEST * best)
+    paces = {count: pace(ways, num_envs, count, client) for count in allowed}
+    best = max(paces.values())
+    return next(count for count, steps in paces.items() if steps >= _NEAR_BEST * best)
 
 
 def ceiling(num_envs: int, rtt_s: float) -> float:
@@ -116,12 +118,12 @@ def advice(way: Way, num_envs: int, client: Client | None = None) -> str:
     """
     client = Client() if client is None else client
     top = ceiling(num_envs, way.rtt_s)
-    alone = num_envs / cycle_s([way], num_envs, 1, client)
+    alone = pace([way], num_envs, 1, client)
     groups = choose_groups([way], num_envs, client)
     told = f"ceiling {top:,.0f} steps/s = {num_envs} envs / RTT"
     if groups == 1:
         return f"{told}; one group in flight is enough (about {alone:,.0f} steps/s with a small policy)"
-    paced = num_envs / cycle_s([way], num_envs, groups, client)
+    paced = pace([way], num_envs, groups, client)
     return (
         f"{told}; keep {groups} groups in flight, or groups='auto': about {paced:,.0f} steps/s with a small policy, "
         f"one group {alone:,.0f}"
