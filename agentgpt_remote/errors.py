@@ -175,6 +175,7 @@ _EXTRA_OF_MODULE = {
     "sagemaker": "sagemaker",
     "moto": "rehearse",
     "onnxruntime": "onnx",
+    "cryptography": "tls",
     "imageio_ffmpeg": "video",
     "pygame": "video",
     "huggingface_hub": "hub",

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeVar
 
-from agentgpt_remote.errors import CapacityReached, ConnectionLost, RemoteTimeout
+from agentgpt_remote.errors import AgentGPTError
 
 _Host = TypeVar("_Host")
+_Result = TypeVar("_Result")
 _logger = logging.getLogger("agentgpt_remote.client")
 AUTO = "auto"
 MESSAGE_S = 150e-6  # to pack, send, receive and unpack a small request and its reply
@@ -130,8 +131,8 @@ def advice(way: Way, num_envs: int, client: Client | None = None) -> str:
     )
 
 
-def measure_some(measured: Callable[[_Host], Way], hosts: Sequence[_Host]) -> list[Way]:
-    """Return the ways to some of the hosts, measured at the same time; without those that can't be measured now.
+def measure_some(measured: Callable[[_Host], _Result], hosts: Sequence[_Host]) -> list[_Result]:
+    """Return what some of the hosts show, measured at the same time; without those that can't be measured now.
 
     Args:
         measured: measures one.
@@ -139,15 +140,15 @@ def measure_some(measured: Callable[[_Host], Way], hosts: Sequence[_Host]) -> li
     """
     some = hosts[:: -(-len(hosts) // _PROBED_HOSTS)]
 
-    def attempt(host: _Host) -> Way | None:
+    def attempt(host: _Host) -> _Result | None:
         try:
             return measured(host)
-        except (CapacityReached, ConnectionLost, RemoteTimeout) as error:
-            _logger.warning("host=%s not measured, so it does not count for groups='auto': %s", host, error)
+        except AgentGPTError as error:  # told when the host is opened
+            _logger.info("host=%s not measured: %s", host, error)
             return None
 
     with ThreadPoolExecutor(len(some), thread_name_prefix="agentgpt-measure") as pool:
-        return [way for way in pool.map(attempt, some) if way is not None]
+        return [found for found in pool.map(attempt, some) if found is not None]
 
 
 def probe_size(num_envs: int) -> int:

@@ -53,12 +53,13 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
     Args:
         source: as for :class:`RemoteEnv`.
         num_envs: how many in all; ``None`` for as many as the hosts offer (one where there is no limit).
-        url: where a host listens, or a list of hosts over which the environments are spread in proportion to what
-            each offers; without it a host process is started.
+        url: where a host listens, the URL of a relay's room, which stands for all the hosts in it, or a list of these,
+            over which the environments are spread in proportion to what each offers; without it a host process is
+            started.
         token: token of the hosts, one for all or one by URL; ``AGENTGPT_TOKEN`` by default. Never part of the spec.
         autoreset_mode: when the host resets an environment whose episode ended.
         render_mode: ``rgb_array``, ``ansi`` or ``None``.
-        connect_timeout_s: how long to wait for a connection, in seconds.
+        connect_timeout_s: how long to wait for a connection, and for hosts in a room, in seconds.
         request_timeout_s: how long to wait for a reply, in seconds.
         resume_window_s: how long to try to get back after the connection dropped, in seconds.
         groups: number of equal groups of environments that :meth:`send` and :meth:`recv` step independently; each has
@@ -125,7 +126,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
             source = named_source(source)
             if num_envs is None and isinstance(source, VectorEnv):
                 num_envs = source.num_envs
-            hosts = find_hosts(source, url, token, workers)
+            hosts = find_hosts(source, url, token, workers, wait_s=connect_timeout_s, num_envs=num_envs or 1)
             if self._truncates and resume_window_s is None and len(hosts) > 1:
                 timeouts = replace(timeouts, resume_s=_RESUME_WINDOW_S)
             self._connect(hosts, timeouts, owned=url is None)
@@ -145,7 +146,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         """Decide the number of groups by what some of the hosts show; return how many environments there will be."""
         hosts, timeouts = self._sessions.hosts, self._sessions.timeouts
         if num_envs is None:
-            free = [free_envs(host_health(host.url)) for host in hosts]
+            free = [free_envs(host_health(host.url, host.token)) for host in hosts]
             num_envs = sum(1 if room is None else room for room in free) or 1
 
         def measured(host: Host) -> Way:
@@ -178,7 +179,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         if len(hosts) == 1 and self.groups == 1:
             self._open_shard(hosts[0], num_envs or 0, group=0, start=0, keeps_last=False)
             return
-        offers = [host_health(host.url) for host in hosts]
+        offers = [host_health(host.url, host.token) for host in hosts]
         if self._truncates:  # the others are there for when one is lost
             reachable = [index for index, offer in enumerate(offers) if offer] or list(range(len(hosts)))
         else:
@@ -210,7 +211,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
             space, expected = getattr(shard, role), getattr(self._shards[0] if self._shards else shard, role)
             if space != expected:
                 raise ConfigError(
-                    f"{host.url} has {role} {space}, {self._shards[0].url} has {expected}: "
+                    f"{host.label} has {role} {space}, {self._shards[0].host.label} has {expected}: "
                     "expected every host to serve the same environment"
                 )
         self._shards.append(shard)

@@ -96,7 +96,7 @@ def test_serve_announces_its_url_and_answers(host: Server) -> None:
 
 
 def test_serve_with_a_token_keeps_it_to_itself(tmp_path: Path) -> None:
-    words = ["serve", "CartPole-v1", "--host", "0.0.0.0", "--port", "0"]
+    words = ["serve", "CartPole-v1", "--host", "0.0.0.0", "--port", "0", "--insecure"]
     with Server(*words, cwd=tmp_path, AGENTGPT_TOKEN=TOKEN) as server:
         url = server.url.replace("0.0.0.0", "127.0.0.1")
         with RemoteEnv(url=url, token=TOKEN) as env:

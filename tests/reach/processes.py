@@ -71,6 +71,10 @@ class Command:
         self.process.send_signal(how)
         return self.process.wait(30)
 
+    def drain(self) -> None:
+        """Read what is left of the output of a process that has ended."""
+        self._reader.join(10)
+
     def __enter__(self) -> Command:
         return self
 

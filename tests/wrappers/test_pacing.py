@@ -151,7 +151,7 @@ def test_check_tells_round_trip_envs_in_flight_and_ceiling(far: str, monkeypatch
     median, slow = (float(word.split()[1]) for word in distance.removeprefix("RTT ").split(", "))
     assert 40 <= median <= slow < 400
     assert "over 5 pings" in distance
-    assert told["in flight"].detail.startswith("4 envs of 1 other sessions on the host now, 8 of 12 free")
+    assert told["in flight"].detail.startswith("4 envs of 1 other sessions there now, 8 of 12 free")
     ceiling = float(told["ceiling"].detail.split()[1].replace(",", ""))
     assert ceiling == pytest.approx(NUM_ENVS / (median * 1e-3), rel=0.01, abs=1.0)
     assert "groups in flight, or groups='auto'" in told["ceiling"].detail
