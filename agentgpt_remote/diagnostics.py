@@ -198,7 +198,7 @@ def _offers(url: str, token: str | None) -> dict[str, Any]:
     members = [member.offers for member in room.members()]
     counts: dict[str, Any] = {name: sum(told.get(name) or 0 for told in members) for name in ("sessions", "envs")}
     limits = [told.get("num_envs") for told in members]
-    return counts | {"num_envs": None if None in limits else sum(limits)}
+    return counts | {"num_envs": None if None in limits else sum(int(limit or 0) for limit in limits)}
 
 
 def _pings_ms(probe: RemoteVectorEnv) -> list[float]:
