@@ -179,6 +179,7 @@ _EXTRA_OF_MODULE = {
     "imageio_ffmpeg": "video",
     "pygame": "video",
     "huggingface_hub": "hub",
+    "pyngrok": "tunnel",
 }
 
 

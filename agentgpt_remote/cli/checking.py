@@ -32,7 +32,7 @@ def check(
     insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
-    """Check a host from here: both libraries' env checkers, determinism, round-trip time."""
+    """Check a host from here: both libraries' env checkers, determinism, round-trip time, envs to keep in flight."""
     from agentgpt_remote.diagnostics import check_host
 
     use_trust(pin, ca_file, insecure=insecure)

@@ -53,12 +53,24 @@ def serve(
     pin: Pin = None,
     ca_file: CaFile = None,
     insecure: Insecure = False,
+    tunnel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Make the host public through `cloudflared`, `ngrok`, `localtunnel`, the first of them that is "
+            "installed (`auto`), or a command with `{port}` that prints a URL. A token is made where none is given.",
+        ),
+    ] = None,
 ) -> None:
     """Serve environments to trainers and scripts until Ctrl-C."""
     import agentgpt_remote
+    from agentgpt_remote.serving import resolve_token
+    from agentgpt_remote.tokens import new_secret
 
     use_trust(pin, ca_file, insecure=insecure)
     token = chosen_token(token, token_file)
+    is_new = tunnel is not None and resolve_token(token) is None
+    token = new_secret() if is_new else token
     tls = server_tls(tls_cert, tls_key, tls_self_signed, host)
     if connect is not None and tls is not None:
         raise ConfigError("--connect listens nowhere: the certificate is the relay's to show")
@@ -67,6 +79,8 @@ def serve(
         guarded = "with a token" if token else "without a token, on this machine only"
         where = "through a relay" if connect else guarded
         print(f"serving {source} at {url} ({num_envs} envs, {where}){tls_note(tls)}; Ctrl-C ends it", flush=True)
+        if is_new:
+            print(f"token, made now and shown once: {token}; the other side sets AGENTGPT_TOKEN to it", flush=True)
 
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
         agentgpt_remote.serve(
@@ -80,4 +94,5 @@ def serve(
             connect=connect,
             name=name,
             tls=tls,
+            tunnel=tunnel,
         )

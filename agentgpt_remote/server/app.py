@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -30,11 +31,10 @@ _RESUMED_ELSEWHERE = 4001
 def host_app(source: EnvSource, limits: HostLimits) -> Starlette:
     """Return the application that serves ``source`` within ``limits``."""
     table = SessionTable(source, limits)
+    who = {"status": "ok", "version": __version__, "protocol": PROTOCOL_VERSION, "instance": secrets.token_hex(8)}
 
     async def health(_: Request) -> JSONResponse:
-        return JSONResponse(
-            {"status": "ok", "version": __version__, "protocol": PROTOCOL_VERSION, **table.health()},
-        )
+        return JSONResponse({**who, **table.health()})
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

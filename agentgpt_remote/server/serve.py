@@ -13,7 +13,8 @@ from agentgpt_remote.server.dialling import DialingHost
 from agentgpt_remote.server.running import BackgroundDialler, run_dialler
 from agentgpt_remote.server.sessions import HostLimits
 from agentgpt_remote.server.sources import Source, resolve_source
-from agentgpt_remote.serving import TLS, BackgroundServer, ServerOptions, resolve_token, run_app
+from agentgpt_remote.server.tunnelled import TunnelledServer, run_tunnelled
+from agentgpt_remote.serving import TLS, BackgroundServer, ServerOptions, is_loopback, resolve_token, run_app
 from agentgpt_remote.tls import is_insecure_allowed
 
 
@@ -36,6 +37,7 @@ def serve(
     name: str | None = ...,
     tls: TLS | None = ...,
     insecure: bool | None = ...,
+    tunnel: str | None = ...,
 ) -> None: ...
 
 
@@ -58,7 +60,8 @@ def serve(
     name: str | None = ...,
     tls: TLS | None = ...,
     insecure: bool | None = ...,
-) -> BackgroundServer | BackgroundDialler: ...
+    tunnel: str | None = ...,
+) -> BackgroundServer | BackgroundDialler | TunnelledServer: ...
 
 
 def serve(
@@ -79,7 +82,8 @@ def serve(
     name: str | None = None,
     tls: TLS | None = None,
     insecure: bool | None = None,
-) -> BackgroundServer | BackgroundDialler | None:
+    tunnel: str | None = None,
+) -> BackgroundServer | BackgroundDialler | TunnelledServer | None:
     """Serve environments to trainers and scripts.
 
     Args:
@@ -104,6 +108,8 @@ def serve(
         tls: certificate to serve ``wss://`` with.
         insecure: whether another address than loopback may be served, or a token be sent, without TLS;
             ``AGENTGPT_INSECURE`` by default.
+        tunnel: makes the host public: ``cloudflared``, ``ngrok``, ``localtunnel``, ``auto`` for the first of them that
+            is installed, or a command that holds ``{port}`` and prints the public URL. Needs a token.
 
     Returns:
         With ``block=False`` a handle with ``.url`` and ``.close()``.
@@ -113,7 +119,10 @@ def serve(
         ConfigError: the source or a limit makes no sense.
         AuthError: the address is not loopback, and there is no token or no TLS; or the relay refused the token.
         PortInUse: another process listens on the port.
-        HostUnreachable: the relay did not let the host in in time (with ``block=False``; else it dials on).
+        HostUnreachable: the relay did not let the host in in time (with ``block=False``; else it dials on), or the
+            host can't be reached through the tunnel.
+        DependencyNotInstalled: the tunnel's tool is not installed; names the command that installs it.
+        ChildProcessFailed: the tunnel's tool ended.
     """
     for option, value in (("num_envs", num_envs), ("max_sessions", max_sessions), ("max_frame_bytes", max_frame_bytes)):
         if value is not None and (type(value) is not int or value < 1):
@@ -130,6 +139,9 @@ def serve(
         max_frame_bytes=max_frame_bytes,
         workers=workers,
     )
+    if tunnel is not None and (connect is not None or tls is not None or not is_loopback(host)):
+        other = "connect" if connect is not None else "tls" if tls is not None else f"host={host!r}"
+        raise ConfigError(f"{other} and tunnel exclude each other: a host behind a tunnel listens on loopback only")
     if connect is not None:
         allow_many_connections()
         offered, secret = resolve_source(source), resolve_token(token)
@@ -148,9 +160,12 @@ def serve(
         insecure=is_insecure_allowed() if insecure is None else insecure,
     )
     if block:
-        run_app(app, options, on_ready=on_ready)
+        if tunnel is None:
+            run_app(app, options, on_ready=on_ready)
+        else:
+            run_tunnelled(app, options, tunnel, on_ready=on_ready)
         return None
-    server = BackgroundServer(app, options)
+    server = BackgroundServer(app, options) if tunnel is None else TunnelledServer(app, options, tunnel)
     if on_ready is not None:
         on_ready(server.url)
     return server

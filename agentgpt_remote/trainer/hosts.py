@@ -185,9 +185,9 @@ class _LaneMaker:
         return open_lane
 
 
-def split_envs(total: int, lanes: int) -> list[int]:
+def split_envs(total: int, lanes: int | None) -> list[int]:
     """Return sizes of at most so many lanes that add up to the total."""
-    lanes = min(lanes, total)
+    lanes = min(lanes or 1, total)
     return [total // lanes + (index < total % lanes) for index in range(lanes)]
 
 
@@ -282,7 +282,9 @@ def _open_room(
         return _connect(url, token, size, hp, _ROOM_RESUME_WINDOW_S)
 
     hosts = RoomHosts(room, connect, hp.num_envs)
-    slots = hosts.open_all(name, hp.lanes_per_host, host.num_agents, wait_s=hp.host_wait_s, should_stop=should_stop)
+    slots = hosts.open_all(
+        name, hp.lanes_per_host or 1, host.num_agents, wait_s=hp.host_wait_s, should_stop=should_stop
+    )
     for slot in slots:
         if slot.envs is not None:
             stack.enter_context(slot.envs)

@@ -118,8 +118,9 @@ class Hyperparameters:
         env_hosts: hosts to train on instead, by name.
         env_kwargs: keyword arguments of the environment.
         num_envs: environments of the host that is started for ``env_id``; of several ranks each starts one.
-        lanes_per_host: sessions that a host's environments are split over, so that one steps while another is acted
-            on: pays only where a step of a few environments takes longer than acting, about 0.5 ms.
+        lanes_per_host: sessions that a host's environments are split over, so that one steps, or travels, while
+            another is acted on; by default 1, and for hosts at URLs that are 5 ms away or more as many as their
+            measured distance needs.
         max_steps: environment steps of the run, all agents together.
         seed: seed of the environments, the first weights, the actions and the order of training.
         algorithm: "ppo" learns from what the latest policy did, "offpolicy" from a replay of everything that is held;
@@ -185,7 +186,7 @@ class Hyperparameters:
     env_hosts: Mapping[str, EnvHost] = field(default_factory=dict)
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     num_envs: int = 16
-    lanes_per_host: int = 1
+    lanes_per_host: int | None = None
     max_steps: int = 100_000
     seed: int = 0
     algorithm: Literal["auto", "ppo", "offpolicy"] = "auto"
@@ -295,6 +296,7 @@ class Hyperparameters:
         open_fields: dict[str, Any] = {
             "algorithm": algorithm,
             "device": device,
+            "lanes_per_host": 1,
             "eval_interval_steps": max(20_000, self.max_steps // 10),
             "torch_threads": 1 if small and d_model <= 128 else None,
             "num_layers": layers,

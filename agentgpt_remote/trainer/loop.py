@@ -28,6 +28,7 @@ from agentgpt_remote.trainer.evaluator import Evaluator
 from agentgpt_remote.trainer.failures import check_losses, failing_disk, failing_update
 from agentgpt_remote.trainer.hosts import OpenedHosts, Tokens, divide_hosts, open_hosts
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+from agentgpt_remote.trainer.lane_counts import choose_lanes
 from agentgpt_remote.trainer.lanes import Lane
 from agentgpt_remote.trainer.pace import Pace, Word, first_failure
 from agentgpt_remote.trainer.plots import write_learning_curve
@@ -125,7 +126,10 @@ def train(
         ranks = stack.enter_context(join_ranks())
         run = _Run(Path(run_dir), hyperparameters, on_progress, stop_event or threading.Event(), ranks)
         stack.enter_context(stop_on_signals(run.stop))
-        hosts = open_hosts(*divide_hosts(hyperparameters, envs, ranks), token, stack, run.stop.is_set)
+        own, mine = divide_hosts(hyperparameters, envs, ranks)
+        lanes = ranks.decided(lambda: choose_lanes(own, mine, token))
+        run.hp = replace(run.hp, lanes_per_host=lanes)
+        hosts = open_hosts(replace(own, lanes_per_host=lanes), mine, token, stack, run.stop.is_set)
         with failing_disk(run.run_dir):
             run.prepare(hosts, replace_run=replace_run)
             stack.enter_context(_threads(run.hp.torch_threads))
