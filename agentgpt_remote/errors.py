@@ -163,6 +163,9 @@ _EXTRA_OF_MODULE = {
     "boto3": "cloud",
     "botocore": "cloud",
     "onnxruntime": "onnx",
+    "pettingzoo": "pettingzoo",
+    "mlagents_envs": "unity",
+    "grpc": "unity",
 }
 
 

@@ -1,0 +1,54 @@
+"""The environment of a session whose client acts for many agents."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from agentgpt_remote.agent_codec import HostAgentsCodec
+from agentgpt_remote.errors import ProtocolError
+from agentgpt_remote.packing import pack_value
+from agentgpt_remote.protocol import Envelope
+from agentgpt_remote.server.hosted import HostedEnv, unpack_values
+from agentgpt_remote.steps import Payload
+from agentgpt_remote.wrappers.remote_base import METHOD, MISSING, VALUE
+
+# What the session itself does; a client that called them would leave the session behind.
+_OWN = ("reset", "step", "close", "send", "receive", "render")
+
+
+class HostedAgents(HostedEnv):
+    """As :class:`HostedEnv`, for a :class:`~agentgpt_remote.agents.MultiAgentEnv`."""
+
+    def _prepare(self) -> dict[str, Any]:
+        self._agents = HostAgentsCodec(self._env.behaviors)
+        return {"observation_space": {}, "action_space": {}, "behaviors": self._agents.describe()}
+
+    def _spec(self) -> dict[str, Any] | None:
+        return None
+
+    def _reset(self, envelope: Envelope) -> Payload:
+        seed, options = self._agents.decode_reset(envelope)
+        return self._agents.encode(self._env.reset(seed=seed, options=options))
+
+    def _step(self, envelope: Envelope) -> Payload:
+        try:
+            actions = self._agents.decode_actions(envelope)
+        except (TypeError, struct.error) as error:
+            raise ProtocolError(f"the actions do not have the layout of the behaviours: {error}") from error
+        return self._agents.encode(self._env.step(actions))
+
+    def _call(self, envelope: Envelope) -> Payload:
+        operation, name, args, kwargs = unpack_values(envelope, 4)
+        if not isinstance(name, str) or name.startswith("_") or name in _OWN:
+            raise ProtocolError(f"can't reach {name!r} of the environment: only public names are open to clients")
+        target = getattr(self._env, "unwrapped", self._env)
+        if operation == "set":
+            setattr(target, name, args[0])
+            return [], 0, pack_value(None)
+        found = getattr(target, name, MISSING)
+        if operation == "find":
+            return [], 0, pack_value(MISSING if found is MISSING else METHOD if callable(found) else VALUE)
+        if found is MISSING:
+            raise AttributeError(f"the environment has no attribute {name!r}")
+        return [], 0, pack_value(found(*args, **kwargs) if operation == "call" and callable(found) else found)
