@@ -70,7 +70,7 @@ class Resume(msgspec.Struct, kw_only=True, tag="resume", tag_field="message"):
 class Opened(msgspec.Struct, kw_only=True, tag="opened", tag_field="message"):
     """The session and its environments; spaces as ``space_to_dict`` describes them.
 
-    A session of many agents tells its ``behaviors``, and no other spaces.
+    A session of many agents tells its ``behaviors`` and the ids that are known beforehand, and no other spaces.
     """
 
     protocol: int = PROTOCOL_VERSION
@@ -87,6 +87,7 @@ class Opened(msgspec.Struct, kw_only=True, tag="opened", tag_field="message"):
     spec: dict[str, Any] | None
     limits: Limits
     behaviors: list[dict[str, Any]] | None = None
+    agent_ids: list[str] = []
 
 
 class Resumed(msgspec.Struct, kw_only=True, tag="resumed", tag_field="message"):

@@ -22,7 +22,8 @@ class HostedAgents(HostedEnv):
 
     def _prepare(self) -> dict[str, Any]:
         self._agents = HostAgentsCodec(self._env.behaviors)
-        return {"observation_space": {}, "action_space": {}, "behaviors": self._agents.describe()}
+        known = list(getattr(self._env, "agent_ids", ()))
+        return {"observation_space": {}, "action_space": {}, "behaviors": self._agents.describe(), "agent_ids": known}
 
     def _spec(self) -> dict[str, Any] | None:
         return None

@@ -80,6 +80,7 @@ class _PettingZooEnv:
         self._env = env
         self.behaviors = group_agents(env, behaviors)
         self._behavior_of = {agent: name for name, item in self.behaviors.items() for agent in item.agent_ids}
+        self.agent_ids: tuple[str, ...] = tuple(env.possible_agents)
         self.metadata: dict[str, Any] = dict(env.metadata)
         self.render_mode: str | None = getattr(env, "render_mode", None)
         self._acting: dict[str, list[str]] = {}

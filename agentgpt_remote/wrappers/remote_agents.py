@@ -106,6 +106,11 @@ class RemoteAgents(RemoteBase):
         return self._codec.behaviors
 
     @property
+    def agent_ids(self) -> list[str]:
+        """Ids that were known beforehand, in the environment's order."""
+        return self._transport.opened.agent_ids
+
+    @property
     def acting(self) -> dict[str, tuple[str, ...]]:
         """Ids of the agents that need an action now, by behaviour."""
         return self._codec.acting

@@ -80,9 +80,9 @@ class RemoteParallelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]
         self._spaces: dict[str, tuple[gym.Space[Any], gym.Space[Any]]] = {}
         self._order: dict[str, int] = {}
         self._latest: dict[str, Any] = {}
-        for behavior in self.behaviors.values():
-            for agent in behavior.agent_ids:
-                self._know(agent, behavior)
+        behavior_of = {agent: behavior for behavior in self.behaviors.values() for agent in behavior.agent_ids}
+        for agent in self._remote.agent_ids:
+            self._know(agent, behavior_of[agent])
 
     @property
     def possible_agents(self) -> list[str]:
