@@ -21,6 +21,7 @@ Each class also inherits the builtin that users already catch::
     ├── BundleError (ValueError)              a policy bundle is missing, damaged or of another version
     ├── RunExists (FileExistsError)           a run id that is taken, without resume or force
     ├── PortInUse (OSError)                   another process listens on the port
+    ├── PlayerFailed (RuntimeError)           a Unity player did not start, ended, or hangs
     ├── ChildProcessFailed (RuntimeError)     a process that the package started ended early
     └── TrainingFailed (RuntimeError)         training ended with an error
 
@@ -130,6 +131,10 @@ class PortInUse(AgentGPTError, OSError):
 
 class ChildProcessFailed(AgentGPTError, RuntimeError):
     """A process that the package started ended before it was ready, or unexpectedly."""
+
+
+class PlayerFailed(AgentGPTError, RuntimeError):
+    """A Unity player could not be started, ended, closed its connection, or hangs; it is gone."""
 
 
 class TrainingFailed(AgentGPTError, RuntimeError):

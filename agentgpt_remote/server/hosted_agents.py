@@ -9,6 +9,7 @@ from agentgpt_remote.agent_codec import HostAgentsCodec
 from agentgpt_remote.errors import ProtocolError
 from agentgpt_remote.packing import pack_value
 from agentgpt_remote.protocol import Envelope
+from agentgpt_remote.server.agent_sources import AgentsVector
 from agentgpt_remote.server.hosted import HostedEnv, unpack_values
 from agentgpt_remote.steps import Payload
 from agentgpt_remote.wrappers.remote_base import METHOD, MISSING, VALUE
@@ -43,13 +44,19 @@ class HostedAgents(HostedEnv):
         operation, name, args, kwargs = unpack_values(envelope, 4)
         if not isinstance(name, str) or name.startswith("_") or name in _OWN:
             raise ProtocolError(f"can't reach {name!r} of the environment: only public names are open to clients")
-        target = getattr(self._env, "unwrapped", self._env)
-        if operation == "set":
-            setattr(target, name, args[0])
-            return [], 0, pack_value(None)
-        found = getattr(target, name, MISSING)
-        if operation == "find":
-            return [], 0, pack_value(MISSING if found is MISSING else METHOD if callable(found) else VALUE)
-        if found is MISSING:
-            raise AttributeError(f"the environment has no attribute {name!r}")
-        return [], 0, pack_value(found(*args, **kwargs) if operation == "call" and callable(found) else found)
+        if isinstance(self._env, AgentsVector) and operation != "find":
+            return [], 0, pack_value([_reach(env, operation, name, args, kwargs) for env in self._env.envs])
+        return [], 0, pack_value(_reach(self._env, operation, name, args, kwargs))
+
+
+def _reach(env: Any, operation: str, name: str, args: Any, kwargs: Any) -> Any:
+    """Call a method of an environment, or read, set or look for an attribute."""
+    target = getattr(env, "unwrapped", env)
+    if operation == "set":
+        return setattr(target, name, args[0])
+    found = getattr(target, name, MISSING)
+    if operation == "find":
+        return MISSING if found is MISSING else METHOD if callable(found) else VALUE
+    if found is MISSING:
+        raise AttributeError(f"the environment has no attribute {name!r}")
+    return found(*args, **kwargs) if operation == "call" and callable(found) else found

@@ -21,7 +21,14 @@ from agentgpt_remote.remote_errors import error_to_dict
 from agentgpt_remote.server.agent_sources import PETTINGZOO_PREFIX, AgentsVector, as_agents, find_pettingzoo, is_agents
 from agentgpt_remote.server.envpool_source import PREFIX, EnvPoolEnv, EnvPoolVectorEnv, find_envpool
 from agentgpt_remote.server.stepping import HostVectorEnv
+from agentgpt_remote.wrappers.unity import compat
+from agentgpt_remote.wrappers.unity.agents import UnityAgents
+from agentgpt_remote.wrappers.unity.builds import UNITY_PREFIX, find_program, is_build
+from agentgpt_remote.wrappers.unity.env import UnityEnv
 
+CLIENT_OPTIONS = frozenset(
+    ("seed", "graphics", "visual", "group_reward", "time_scale", "quality_level", "width", "height", "parameters")
+) | {"target_frame_rate", "connect_timeout_s", "step_timeout_s"}
 AnyEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 Source = str | EnvSpec | Callable[..., Any] | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | MultiAgentEnv
 
@@ -234,6 +241,8 @@ def _resolve(source: Source) -> EnvSource:
 def _resolve_text(source: str) -> EnvSource:
     if source.startswith(PREFIX):
         return _from_envpool(source.removeprefix(PREFIX))
+    if source.startswith(UNITY_PREFIX) or is_build(source):
+        return _from_unity(source.removeprefix(UNITY_PREFIX))
     if source.startswith(PETTINGZOO_PREFIX):
         return EnvSource(source, find_pettingzoo(source))
     module_name, colon, name = source.partition(":")
@@ -295,6 +304,37 @@ def _from_instance(env: AnyEnv) -> EnvSource:
 
     env_id = env.spec.id if env.spec is not None else None
     return EnvSource(name, make_env, env_id=env_id, instance=env)
+
+
+def _from_unity(path: str) -> EnvSource:
+    """Return the source of a Unity build, or of the editor where the path is empty; see ``unity:PATH``."""
+    if path:
+        find_program(path)
+    compat.load()
+    chosen = path or None
+
+    def make_env(**kwargs: Any) -> gym.Env[Any, Any]:
+        return UnityEnv(chosen, **_of_clients(kwargs))
+
+    def make_agents(**kwargs: Any) -> MultiAgentEnv:
+        return UnityAgents(chosen, **_of_clients(kwargs))
+
+    return EnvSource(f"{UNITY_PREFIX}{path}", make_env, env_id="Unity-v0", make_agents=make_agents)
+
+
+def _of_clients(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments that clients may give: none that reach files, programs or ports of the host.
+
+    Raises:
+        InvalidArgument: another one is given.
+    """
+    unknown = sorted(set(kwargs) - CLIENT_OPTIONS)
+    if unknown:
+        raise InvalidArgument(
+            f"a Unity source takes no argument {unknown[0]!r} from a client: expected some of "
+            f"{sorted(CLIENT_OPTIONS)}. For others, serve a function of your own: module:factory"
+        )
+    return kwargs
 
 
 def _from_agents(env: Any) -> EnvSource:

@@ -253,5 +253,6 @@ class RemoteParallelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]
 def _put(
     result: _Dicts, agent: str, obs: Any, reward: float, terminated: bool, truncated: bool, info: dict[str, Any]
 ) -> None:
-    for part, value in zip(result, (obs, reward, terminated, truncated, info), strict=True):
+    parts: tuple[dict[str, Any], ...] = result
+    for part, value in zip(parts, (obs, reward, terminated, truncated, info), strict=True):
         part[agent] = value
