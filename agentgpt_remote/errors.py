@@ -18,6 +18,7 @@ Each class also inherits the builtin that users already catch::
     ├── InvalidObservation (ValueError)       an observation that does not fit the policy's space
     ├── UnknownAgent (KeyError)               an agent id that the policy does not hold
     ├── ConfigError (ValueError)              a hyperparameter or an option is unknown or out of range
+    │   └── ManyAgents                        the environment has many agents, and the client acts for one
     ├── BundleError (ValueError)              a policy bundle is missing, damaged or of another version
     ├── RunExists (FileExistsError)           a run id that is taken, without resume or force
     ├── PortInUse (OSError)                   another process listens on the port
@@ -115,6 +116,10 @@ class UnknownAgent(AgentGPTError, KeyError):
 
 class ConfigError(AgentGPTError, ValueError):
     """A hyperparameter or an option that is unknown, of the wrong type or out of range."""
+
+
+class ManyAgents(ConfigError):
+    """The environment has many agents, and the client acts for one."""
 
 
 class BundleError(AgentGPTError, ValueError):

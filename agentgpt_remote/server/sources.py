@@ -16,7 +16,7 @@ from gymnasium.error import NameNotFound
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from agentgpt_remote.agents import MultiAgentEnv
-from agentgpt_remote.errors import ConfigError, InvalidArgument, RemoteEnvError
+from agentgpt_remote.errors import ConfigError, InvalidArgument, ManyAgents, RemoteEnvError
 from agentgpt_remote.remote_errors import error_to_dict
 from agentgpt_remote.server.agent_sources import PETTINGZOO_PREFIX, AgentsVector, as_agents, find_pettingzoo, is_agents
 from agentgpt_remote.server.envpool_source import PREFIX, EnvPoolEnv, EnvPoolVectorEnv, find_envpool
@@ -170,7 +170,7 @@ class EnvSource:
     def _check_one_agent(self, env: Any) -> None:
         if is_agents(env):
             env.close()
-            raise ConfigError(f"{self.name} has many agents: use RemoteParallelEnv")
+            raise ManyAgents(f"{self.name} has many agents: use RemoteParallelEnv")
 
     def make_vector(self, request: EnvRequest, num_envs: int) -> VectorEnv[Any, Any, Any]:
         """Make a vector environment: the source's own, or one that steps its environments in turn."""

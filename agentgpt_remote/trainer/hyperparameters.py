@@ -98,6 +98,7 @@ _RANGES = {
     "torch_threads": _Range(1, 1024),
     "checkpoint_interval_s": _POSITIVE,
     "keep_checkpoints": _COUNT,
+    "max_agents": _COUNT,
     "eval_interval_steps": _Range(0),
     "eval_episodes": _COUNT,
     "step_timeout_s": _POSITIVE,
@@ -117,7 +118,11 @@ class Hyperparameters:
         env_id: source of the environment, hosted by a process of its own on this machine.
         env_hosts: hosts to train on instead, by name.
         env_kwargs: keyword arguments of the environment.
-        num_envs: environments of the host that is started for ``env_id``; of several ranks each starts one.
+        num_envs: environments of the host that is started for ``env_id``; of several ranks each starts one. Of a Unity
+            build these are players: one of them by default.
+        max_agents: agents of one behaviour that live at once in one host's environments of many agents; None for as
+            many as are known beforehand or there are at the beginning. Where more live, those that have not acted for
+            longest lose their memory.
         lanes_per_host: sessions that a host's environments are split over, so that one steps while another is acted
             on: pays only where a step of a few environments takes longer than acting, about 0.5 ms.
         max_steps: environment steps of the run, all agents together.
@@ -184,6 +189,7 @@ class Hyperparameters:
     env_hosts: Mapping[str, EnvHost] = field(default_factory=dict)
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     num_envs: int = 16
+    max_agents: int | None = None
     lanes_per_host: int = 1
     max_steps: int = 100_000
     seed: int = 0

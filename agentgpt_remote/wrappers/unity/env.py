@@ -8,7 +8,7 @@ import gymnasium as gym
 from gymnasium.error import ResetNeeded
 
 from agentgpt_remote.agents import Turns, row_of, stack
-from agentgpt_remote.errors import ConfigError, PlayerFailed
+from agentgpt_remote.errors import ConfigError, ManyAgents, PlayerFailed
 from agentgpt_remote.wrappers.unity.agents import UnityAgents
 
 MASK_KEY = "action_mask"
@@ -51,7 +51,7 @@ class UnityEnv(gym.Env[Any, Any]):
         found = [(name, agent) for name, turn in turns.items() for agent in turn.acting.agent_ids]
         if len(found) != 1:
             shown = ", ".join(f"{len(turn.acting.agent_ids)} of {name}" for name, turn in turns.items())
-            raise ConfigError(f"the Unity player has {len(found)} agents ({shown}): use RemoteParallelEnv")
+            raise ManyAgents(f"the Unity player has {len(found)} agents ({shown}): use RemoteParallelEnv")
         self._take(turns)
         return found[0]
 
