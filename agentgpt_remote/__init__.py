@@ -15,6 +15,7 @@ from agentgpt_remote._version import __version__
 
 if TYPE_CHECKING:
     from agentgpt_remote.agentgpt import AgentGPT
+    from agentgpt_remote.cloud.config import SageMakerConfig
     from agentgpt_remote.policy.gpt_policy import GPTPolicy
     from agentgpt_remote.registration import remote_spec
     from agentgpt_remote.server.serve import serve
@@ -36,6 +37,7 @@ _MODULES = {
     "RemoteEnv": "agentgpt_remote.wrappers.remote_env",
     "RemoteParallelEnv": "agentgpt_remote.wrappers.remote_parallel_env",
     "RemoteVectorEnv": "agentgpt_remote.wrappers.remote_vector_env",
+    "SageMakerConfig": "agentgpt_remote.cloud.config",
     "TrainingRun": "agentgpt_remote.trainer.run",
     "remote_spec": "agentgpt_remote.registration",
     "serve": "agentgpt_remote.server.serve",
@@ -51,6 +53,7 @@ __all__ = [
     "RemoteEnv",
     "RemoteParallelEnv",
     "RemoteVectorEnv",
+    "SageMakerConfig",
     "TrainingRun",
     "__version__",
     "remote_spec",

@@ -113,12 +113,19 @@ class WebSocketConnection:
         """Return the socket's descriptor, for ``select``; -1 once closed."""
         return self._socket.fileno()
 
-    def send(self, data: Buffer) -> None:
+    def send(self, data: Buffer, timeout_s: float | None = None) -> None:
         """Send one binary message.
 
+        Args:
+            data: the message.
+            timeout_s: how long the other end may take nothing, in seconds, for this message and those after it; None
+                leaves it as it is, at first a minute.
+
         Raises:
-            ConnectionLost: the connection has ended, or takes nothing for a minute.
+            ConnectionLost: the connection has ended, or took nothing for that long.
         """
+        if timeout_s is not None:
+            self._set_send_timeout(timeout_s)
         self._send_frame(BINARY, data)
 
     def _send_frame(self, opcode: int, data: Buffer) -> None:
@@ -211,6 +218,15 @@ class WebSocketConnection:
         except OSError as error:
             raise self._lost(error) from error
         self._receive_timeout_s = timeout_s
+
+    def _set_send_timeout(self, timeout_s: float) -> None:
+        try:
+            if isinstance(self._socket, TlsSocket):
+                self._socket.settimeout(timeout_s)
+                self._receive_timeout_s = -1.0  # it has one for both ways
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout_s))
+        except OSError as error:
+            raise self._lost(error) from error
 
     def _fill(self, flags: int) -> bool:
         """Receive some bytes; return whether there were any."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 SAGEMAKER_SCHEME = "sagemaker://"
+HUB_SCHEME = "hf://"
 # Folders that a policy must not import, since they need libraries that acting does not: loaded when a URL asks for one.
 _OPENERS = {SAGEMAKER_SCHEME: ("agentgpt_remote.cloud.runtime", "SageMakerRuntime")}
 

@@ -23,7 +23,9 @@ Each class also inherits the builtin that users already catch::
     ├── RunExists (FileExistsError)           a run id that is taken, without resume or force
     ├── PortInUse (OSError)                   another process listens on the port
     ├── PlayerFailed (RuntimeError)           a Unity player did not start, ended, or hangs
+    ├── RenderError (RuntimeError)            an environment or this machine can't show what happens
     ├── ChildProcessFailed (RuntimeError)     a process that the package started ended early
+    ├── CloudError (RuntimeError)             a cloud refused or failed what was asked of it
     └── TrainingFailed (RuntimeError)         training ended with an error
 
 Gymnasium's own are reused where they say it: ``ClosedEnvironmentError``, ``ResetNeeded``,
@@ -134,12 +136,20 @@ class PortInUse(AgentGPTError, OSError):
     """Another process listens on the port."""
 
 
+class RenderError(AgentGPTError, RuntimeError):
+    """An environment has no frames to show, or there is no way here to show or write them."""
+
+
 class ChildProcessFailed(AgentGPTError, RuntimeError):
     """A process that the package started ended before it was ready, or unexpectedly."""
 
 
 class PlayerFailed(AgentGPTError, RuntimeError):
     """A Unity player could not be started, ended, closed its connection, or hangs; it is gone."""
+
+
+class CloudError(AgentGPTError, RuntimeError):
+    """A cloud refused, or failed at, what was asked of it; the text says what is left running."""
 
 
 class TrainingFailed(AgentGPTError, RuntimeError):
@@ -172,10 +182,15 @@ _EXTRA_OF_MODULE = {
     "wandb": "wandb",
     "boto3": "cloud",
     "botocore": "cloud",
+    "sagemaker": "sagemaker",
+    "moto": "rehearse",
     "onnxruntime": "onnx",
     "pettingzoo": "pettingzoo",
     "mlagents_envs": "unity",
     "grpc": "unity",
+    "imageio_ffmpeg": "video",
+    "pygame": "video",
+    "huggingface_hub": "hub",
 }
 
 

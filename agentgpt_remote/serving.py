@@ -105,6 +105,8 @@ class ServerOptions:
         tls: certificate to encrypt with, or ``None``.
         max_frame_bytes: largest WebSocket message accepted, in bytes.
         shutdown_timeout_s: how long open requests may take to end, in seconds.
+        behind_proxy: nothing but a proxy that checks who calls reaches the port, as in a container of SageMaker: no
+            token is asked for, on any address and under any host name.
     """
 
     host: str = "127.0.0.1"
@@ -114,6 +116,7 @@ class ServerOptions:
     tls: TLS | None = None
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES
     shutdown_timeout_s: float = 5.0
+    behind_proxy: bool = False
 
     def __repr__(self) -> str:
         shown = "***" if self.token else None
@@ -229,7 +232,7 @@ def _bind(options: ServerOptions) -> socket.socket:
     """
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"port {options.port} is out of range: expected 0 (a free port) to 65535")
-    if options.token is None and not is_loopback(options.host):
+    if options.token is None and not options.behind_proxy and not is_loopback(options.host):
         raise AuthError(
             f"refusing to listen on {options.host!r} without a token: anyone who reaches the port could use it. "
             f"Pass --token (or token=), set {TOKEN_VARIABLE}, or listen on 127.0.0.1"
@@ -296,7 +299,7 @@ def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], 
 
     return Server(
         uvicorn.Config(
-            TokenAuth(app, options.token),
+            app if options.behind_proxy else TokenAuth(app, options.token),
             loop="uvloop" if importlib.util.find_spec("uvloop") else "asyncio",
             http="h11",
             ws=Connection,

@@ -1,4 +1,4 @@
-"""``agentgpt run`` and ``agentgpt eval``: act with a bundle."""
+"""``agentgpt run`` and ``agentgpt export``: serve a bundle, or write it for other runtimes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Annotated
 
 import typer
 
-from agentgpt_remote.cli.options import ClientToken, Host, Json, Port, TLSCert, TLSKey, Token, is_url
+from agentgpt_remote.cli.options import Host, Json, Port, TLSCert, TLSKey, Token
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to ``app``."""
     app.command()(run)
     app.command()(export)
-    app.command("eval")(evaluate)
 
 
 def run(
-    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle, such as `runs/CartPole-v1/policy`.")],
+    bundle: Annotated[
+        str, typer.Argument(help="Folder of a policy bundle, such as `runs/CartPole-v1/policy`, or hf://OWNER/NAME.")
+    ],
     host: Host = "127.0.0.1",
     port: Port = 8080,
     token: Token = None,
@@ -59,7 +60,7 @@ def run(
 
 
 def export(
-    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle.")],
+    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle, or hf://OWNER/NAME.")],
     out: Annotated[str | None, typer.Option(help="File to write; by default policy.onnx in the bundle.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -74,29 +75,4 @@ def export(
     print(
         f"outputs are within {result.max_difference:.1e} of torch's over {result.checked_steps} steps; "
         f'act with GPTPolicy("{result.path}"), or from other languages by docs/export.md'
-    )
-
-
-def evaluate(
-    bundle: Annotated[str, typer.Argument(help="Folder of a policy bundle, or the URL of a policy server.")],
-    source: Annotated[str, typer.Argument(metavar="SOURCE_OR_URL", help="Environment to act in.")],
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes to play.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the environments and of sampling.")] = 0,
-    sampled: Annotated[bool, typer.Option("--sampled", help="Sample actions instead of taking the likeliest.")] = False,
-    token: ClientToken = None,
-    as_json: Json = False,
-) -> None:
-    """Play whole episodes with a policy and print the returns."""
-    from agentgpt_remote import GPTPolicy
-    from agentgpt_remote.trainer.evaluation import evaluate_source
-
-    policy_token = token if is_url(bundle) else None
-    with GPTPolicy(bundle, deterministic=not sampled, seed=seed, token=policy_token) as policy:
-        result = evaluate_source(policy, source, episodes=episodes, seed=seed, deterministic=not sampled, token=token)
-    if as_json:
-        print(json.dumps(result.to_dict()))
-        return
-    print(
-        f"{result.episodes} episodes: return {result.mean:.2f} ± {result.std:.2f} "
-        f"(min {result.min:.2f}, max {result.max:.2f}), length {result.episode_length:.1f}"
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from agentgpt_remote._version import __version__
-from agentgpt_remote.cli import acting, checking, hosting, training
+from agentgpt_remote.cli import acting, checking, cloud, container, evaluating, hosting, playing, pushing, training
 
 app = typer.Typer(
     help="Train a GPT by reinforcement learning on environments that live anywhere, then act with it.",
@@ -34,5 +34,5 @@ def _global_options(
     """Train a GPT by reinforcement learning on environments that live anywhere, then act with it."""
 
 
-for commands in (hosting, training, acting, checking):
+for commands in (hosting, training, acting, evaluating, playing, pushing, checking, cloud, container):
     commands.register(app)

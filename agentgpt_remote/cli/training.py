@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentgpt_remote.cli.options import ClientToken, Json, is_url
+from agentgpt_remote.cli.options import ClientToken, Json, parse_settings, where
 from agentgpt_remote.cli.progress import show_progress
 from agentgpt_remote.errors import ConfigError
 
@@ -44,14 +44,15 @@ def train(
 
     Ctrl-C ends the run early with a checkpoint and a usable bundle. Under torchrun all its processes learn together.
     """
+    from agentgpt_remote.policy.provenance import note_evaluation
     from agentgpt_remote.trainer.hyperparameters import Hyperparameters
     from agentgpt_remote.trainer.ranks import join_ranks
 
     if resume and force:
         raise ConfigError("--resume and --force exclude each other: continue the run, or replace it")
-    where = _where(sources)
-    name = where.get("env_id") or sources[0].partition("://")[2]
-    given = _parse(settings or []) | where | {"resume_training": resume}
+    environments = where(sources)
+    name = environments.get("env_id") or sources[0].partition("://")[2]
+    given = parse_settings(settings or []) | environments | {"resume_training": resume}
     with join_ranks() as ranks:
         # Only the first of several processes looks at the folder: what it finds, the others may find changed.
         place, told = ranks.decided(lambda: _prepare(runs_dir, run_id, name, given, resume=resume, force=force))
@@ -64,7 +65,10 @@ def train(
             )
     if not ranks.leads:
         return
-    evaluation = None if result.stopped else _evaluate(result.bundle, sources[0], hyperparameters.seed, token)
+    evaluation = None
+    if not result.stopped:
+        evaluation = _evaluate(result.bundle, sources[0], hyperparameters.seed, token)
+        note_evaluation(result.bundle, evaluation.to_dict())
     if as_json:
         print(json.dumps(_summary(result, evaluation)))
     else:
@@ -84,36 +88,6 @@ def _prepare(
     hyperparameters = Hyperparameters.from_dict(saved | given)
     prepare_run_folder(run_dir, resume=resume, force=force)
     return str(run_dir), hyperparameters.to_dict()
-
-
-def _where(sources: list[str]) -> dict[str, Any]:
-    """Return the hyperparameters that name the environments."""
-    urls = [source for source in sources if is_url(source)]
-    if not urls and len(sources) == 1:
-        return {"env_id": sources[0], "env_hosts": {}}
-    if len(urls) != len(sources):
-        raise ConfigError(f"can't train on {' '.join(sources)} at once: expected one source, or URLs of hosts")
-    names = [url.partition("://")[2].strip("/") for url in urls]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"a host is named twice in {' '.join(urls)}: expected different URLs")
-    return {
-        "env_id": None,
-        "env_hosts": {name: {"env_endpoint": url, "num_agents": None} for name, url in zip(names, urls, strict=True)},
-    }
-
-
-def _parse(settings: list[str]) -> dict[str, Any]:
-    """Return ``FIELD=VALUE`` words as a dict; values are JSON where they can be, else text."""
-    values: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or not name.strip():
-            raise ConfigError(f"--set {setting!r}: expected FIELD=VALUE, such as --set max_steps=60000")
-        try:
-            values[name.strip()] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name.strip()] = text
-    return values
 
 
 def _evaluate(bundle: Path, source: str, seed: int, token: str | None) -> Evaluation:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import boto3
 import botocore.exceptions
 from botocore.config import Config
 
+from agentgpt_remote.cloud.strict import guard
 from agentgpt_remote.endpoints import EndpointReply
 from agentgpt_remote.errors import AuthError, ConfigError, ConnectionLost, ProtocolError, RemoteTimeout
 
@@ -16,36 +18,44 @@ _CONNECT_TIMEOUT_S = 5.0
 _DENIED = {"AccessDeniedException", "UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException"}
 # The instance of the session is gone, or is being replaced.
 _SESSION_GONE = {"ModelNotReadyException", "ServiceUnavailable", "InternalFailure", "InternalDependencyException"}
+_THROTTLED = {"ThrottlingException", "TooManyRequestsException"}
+_MAX_CLIENTS = 4
 
 
 class SageMakerRuntime:
     """One endpoint.
 
-    Region and credentials are found as boto3 finds them; ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME`` names another address.
+    Credentials are found as boto3 finds them, and the region too where the name has none;
+    ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME`` names another address.
 
     Args:
-        name: of the endpoint.
+        name: of the endpoint, with ``?region=...`` behind it where it lies in another region than the usual one.
 
     Raises:
         ConfigError: the name makes no sense, or no region is set.
     """
 
     def __init__(self, name: str) -> None:
-        if not name or "/" in name:
-            raise ConfigError(f"sagemaker://{name}: expected sagemaker://ENDPOINT_NAME")
-        self._name = name
-        self._session = boto3.session.Session()
+        self._name, query, parameters = name.partition("?")
+        key, _, region = parameters.partition("=")
+        if not self._name or "/" in name or (query and (key != "region" or not region)):
+            raise ConfigError(f"sagemaker://{name}: expected sagemaker://ENDPOINT_NAME, with ?region=REGION or not")
+        self._session = boto3.session.Session(region_name=region or os.environ.get("AWS_REGION"))
         self._clients: dict[float, Any] = {}
 
     def _client(self, timeout_s: float) -> Any:
-        """Return a client whose deadline is at least ``timeout_s``; one is kept per power of two of seconds."""
-        limit = 2.0 ** max(0, (max(timeout_s, 1.0) - 1e-9).__ceil__().bit_length())
+        """Return a client whose deadline is ``timeout_s`` to two digits: a client has one for all its calls."""
+        limit = float(f"{max(timeout_s, 0.01):.2g}")
         if limit not in self._clients:
+            while len(self._clients) >= _MAX_CLIENTS:
+                self._clients.pop(next(iter(self._clients))).close()
+            # Whoever asks repeats a request, within the same deadline.
             config = Config(
-                connect_timeout=min(limit, _CONNECT_TIMEOUT_S), read_timeout=limit, retries={"total_max_attempts": 2}
+                connect_timeout=min(limit, _CONNECT_TIMEOUT_S), read_timeout=limit, retries={"total_max_attempts": 1}
             )
             try:
                 self._clients[limit] = self._session.client("sagemaker-runtime", config=config)
+                guard(self._clients[limit])
             except botocore.exceptions.NoRegionError as error:
                 raise ConfigError("no AWS region is set: set AWS_REGION or run `aws configure`") from error
         return self._clients[limit]
@@ -78,7 +88,7 @@ class SageMakerRuntime:
         text = f"endpoint {self._name} refused the request: {code} {message}"
         if code in _DENIED:
             return AuthError(text)
-        if code in _SESSION_GONE or status >= 500 or "session" in message.lower():
+        if code in _SESSION_GONE | _THROTTLED or status >= 500 or "session" in message.lower():
             return ConnectionLost(text)
         if code == "ModelError":
             original = error.response.get("OriginalStatusCode", 0)

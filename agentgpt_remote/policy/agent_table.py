@@ -40,7 +40,8 @@ class Prepared:
     Attributes:
         decision: for the engine.
         agent_ids: of its rows.
-        joining: slots that were reserved for agents that are new, by id.
+        joining: slots of agents that are new, by id.
+        reserved: which of these were nobody's; the others are those of agents that leave with this step.
         ended: agents to forget.
         moved: whether these are not the agents of the last call, all of them going on.
     """
@@ -48,6 +49,7 @@ class Prepared:
     decision: Decision
     agent_ids: tuple[str, ...]
     joining: dict[str, int]
+    reserved: list[int]
     ended: tuple[str, ...]
     moved: bool
 
@@ -141,49 +143,67 @@ class AgentTable:
         """
         index, is_first = self._last_index, self._going_on
         joining: dict[str, int] = {}
+        reserved: list[int] = []
         moved = index is None or bool(ended) or bool(starting) or agent_ids != self._last_ids
         if index is None or moved:
-            index, joining, is_first = self._place(agent_ids, ended, starting)
+            index, joining, reserved, is_first = self._place(agent_ids, ended, starting)
         else:
             self.engine.use(index)
         model = self.engine.model
         obs, pixels = model.observations.encode(batch), model.observations.pixels(batch)
         decision = Decision(obs=obs, pixels=pixels, is_first=is_first, index=index, options=options)
-        return Prepared(decision=decision, agent_ids=agent_ids, joining=joining, ended=ended, moved=moved)
+        return Prepared(
+            decision=decision, agent_ids=agent_ids, joining=joining, reserved=reserved, ended=ended, moved=moved
+        )
 
     def _place(
         self, agent_ids: tuple[str, ...], ended: tuple[str, ...], starting: Collection[str] | None
-    ) -> tuple[SlotIndex, dict[str, int], NDArray[np.bool_]]:
-        """Return where the agents are, slots reserved for new ones, and who begins an episode."""
+    ) -> tuple[SlotIndex, dict[str, int], list[int], NDArray[np.bool_]]:
+        """Return where the agents are, the slots of new ones, which of these were reserved, and who begins an episode.
+
+        New agents take over the slots of those that leave, in order: where each takes a place, the agents' slots
+        stay as they were, consecutive ones above all.
+        """
         fresh = [agent for agent in agent_ids if agent not in self._slots]
         if starting is not None:
             lost = [agent for agent in fresh if agent not in starting]
             if lost:
                 raise AgentsLost(lost)
-        held = [self._slots[agent] for agent in agent_ids if agent in self._slots]
-        if held:
-            self.engine.use(self.engine.index(held))
-        slots = self.engine.allocate([(agent, self._drop) for agent in fresh]) if fresh else []
-        joining = dict(zip(fresh, slots, strict=True))
+        acting = set(agent_ids) if ended else _NO_IDS
+        left = sorted(self._slots[agent] for agent in ended if agent not in acting and agent in self._slots)
+        taken = left[: len(fresh)]
+        used = [self._slots[agent] for agent in agent_ids if agent in self._slots] + taken
+        if used:
+            self.engine.use(self.engine.index(used))
+        needing = fresh[len(taken) :]
+        reserved = self.engine.allocate([(agent, self._drop) for agent in needing]) if needing else []
+        joining = dict(zip(fresh, taken + reserved, strict=True))
         begins = joining.keys() | (set(ended) if starting is None else set(starting))
         is_first = np.fromiter((agent in begins for agent in agent_ids), np.bool_, len(agent_ids))
         index = self.engine.index([joining[a] if a in joining else self._slots[a] for a in agent_ids])
-        return index, joining, is_first
+        return index, joining, reserved, is_first
 
     def commit(self, prepared: Prepared) -> None:
         """Take note that the engine has acted."""
         if prepared.moved:
-            self._slots.update(prepared.joining)
-            for agent in prepared.joining:
-                self.dropped.pop(agent, None)
             acting = set(prepared.agent_ids) if prepared.ended else _NO_IDS
-            self.forget([agent for agent in prepared.ended if agent not in acting])
+            leaving = {a: self._slots[a] for a in prepared.ended if a not in acting and a in self._slots}
+            taken = set(leaving.values()) & set(prepared.joining.values())
+            for agent, slot in leaving.items():
+                if slot in taken:
+                    del self._slots[agent]
+            for agent, slot in prepared.joining.items():
+                if slot in taken:
+                    self.engine.hand_over(slot, (agent, self._drop))
+                self._slots[agent] = slot
+                self.dropped.pop(agent, None)
+            self.forget([agent for agent, slot in leaving.items() if slot not in taken])
             self._going_on = np.zeros(len(prepared.agent_ids), np.bool_)
         self._last_ids, self._last_index = prepared.agent_ids, prepared.decision.index
 
     def roll_back(self, prepared: Prepared) -> None:
         """Take note that the engine has not acted: agents that were new have not joined."""
-        self.engine.release(list(prepared.joining.values()))
+        self.engine.release(prepared.reserved)
 
     def restore(self, agent: str, steps: Steps, previous: Float32) -> None:
         """Take an agent in with the last steps that it saw, in place of what is held of it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from agentgpt_remote.policy.bundle_files import (
 from agentgpt_remote.policy.card import model_card
 from agentgpt_remote.policy.config import GPTConfig
 from agentgpt_remote.policy.model import PolicyModel
+from agentgpt_remote.policy.provenance import config_text, public_provenance
 from agentgpt_remote.spaces import space_to_dict
 
 
@@ -56,7 +56,7 @@ def save_bundle(path: str | Path, model: PolicyModel, *, provenance: Mapping[str
     Args:
         path: its folder; made if it is missing.
         model: the actor.
-        provenance: JSON-able facts about its training, shown in the model card.
+        provenance: JSON-able facts about its training, shown in the model card; secrets in it are left out.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,14 +66,14 @@ def save_bundle(path: str | Path, model: PolicyModel, *, provenance: Mapping[str
         "observation_space": space_to_dict(model.observation_space, "observation_space"),
         "action_space": space_to_dict(model.action_space, "action_space"),
         "model": model.config.to_dict(),
-        "provenance": dict(provenance),
+        "provenance": public_provenance(provenance),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     contents = {
         WEIGHTS_FILE: safetensors.torch.save(tensors, metadata={"format": "pt"}),
-        CARD_FILE: model_card(folder, config).encode(),
+        CARD_FILE: model_card(folder.as_posix(), config).encode(),
         # The configuration comes last: without it the folder is no bundle yet.
-        CONFIG_FILE: json.dumps(config, indent=2, default=str).encode() + b"\n",
+        CONFIG_FILE: config_text(config),
     }
     for name, data in contents.items():
         with replacing(folder / name) as file:

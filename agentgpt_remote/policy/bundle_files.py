@@ -21,6 +21,7 @@ from agentgpt_remote.spaces import space_from_dict
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+SIZE_LIMITS = {CONFIG_FILE: 64 * 2**20, WEIGHTS_FILE: 16 * 2**30}  # bytes; nothing larger is read, here or from a hub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,7 @@ def weights_errors(folder: Path) -> Iterator[Path]:
     """
     path = folder / WEIGHTS_FILE
     try:
+        _check_size(path)
         yield path
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing: copy the whole folder of the bundle") from error
@@ -99,22 +101,33 @@ def weights_errors(folder: Path) -> Iterator[Path]:
         raise BundleError(f"{path} is damaged or cut short ({error}): copy it again") from error
 
 
+def _check_size(path: Path) -> None:
+    size, limit = path.stat().st_size, SIZE_LIMITS[path.name]
+    if size > limit:
+        raise BundleError(f"{path} has {size:,} bytes: expected a bundle's file of at most {limit:,}")
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     inner = folder / "policy"
     hint = f": did you mean {inner}?" if (inner / CONFIG_FILE).exists() else ""
     try:
+        _check_size(path)
         fields = json.loads(path.read_text(encoding="utf-8"))
-        version, _ = fields["format_version"], fields["observation_space"]
+        version = fields["format_version"]
+        if version == FORMAT_VERSION:
+            fields["observation_space"]
     except (FileNotFoundError, NotADirectoryError) as error:
         hint = hint or "; `agentgpt train SOURCE` writes one to runs/RUN_ID/policy"
         raise BundleError(f"no policy bundle at {folder} ({CONFIG_FILE} is missing){hint}") from error
+    except BundleError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} is not a bundle's configuration ({error!r}){hint}") from error
     if version != FORMAT_VERSION:
         side = "upgrade agentgpt-remote" if isinstance(version, int) and version > FORMAT_VERSION else "train it again"
         raise BundleError(
             f"{folder} has bundle format {version!r} (written by agentgpt-remote {fields.get('agentgpt_remote')}), "
-            f"this is agentgpt-remote {__version__}, which reads format {FORMAT_VERSION}: {side}"
+            f"this is agentgpt-remote {__version__}, which reads format {FORMAT_VERSION}: {side}{hint}"
         )
     return dict(fields)

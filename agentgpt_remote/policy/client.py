@@ -214,10 +214,14 @@ class RemoteSource:
                 raise RemoteTimeout(
                     f"no reply from {self._channel.url} within {self._timeout_s:g} s; the call may be repeated"
                 ) from error
-            except ConnectionLost:
+            except ConnectionLost as error:
                 self._ids = ()
-                if retried or time.monotonic() >= deadline:
-                    raise
+                if time.monotonic() >= deadline:
+                    raise type(error)(
+                        f"{error}: the server was not back within {self._timeout_s:g} s; the call may be repeated"
+                    ) from error
+                if retried:
+                    raise type(error)(f"{error}; asked twice, the call may be repeated") from error
             else:
                 break
         if frame.kind == wire.FAILED:

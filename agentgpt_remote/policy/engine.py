@@ -152,6 +152,10 @@ class PolicyEngine:
                 owner[1](owner[0])
         self.release(longest.tolist())
 
+    def hand_over(self, slot: int, owner: tuple[str, Dropped]) -> None:
+        """Give a slot that is taken to another agent, which has begun its first episode there."""
+        self._owners[slot] = owner
+
     def release(self, slots: list[int]) -> None:
         """Give slots back."""
         for slot in slots:

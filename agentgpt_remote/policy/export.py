@@ -11,11 +11,13 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from agentgpt_remote._version import __version__
+from agentgpt_remote.endpoints import HUB_SCHEME
 from agentgpt_remote.errors import BundleError, ConfigError
 from agentgpt_remote.files import replacing
 from agentgpt_remote.policy.bundle import load_bundle
 from agentgpt_remote.policy.bundle_files import CARD_FILE, read_bundle
 from agentgpt_remote.policy.features import Float32
+from agentgpt_remote.policy.hub import local_bundle
 from agentgpt_remote.policy.onnx_file import OPSET
 from agentgpt_remote.policy.onnx_graph import StepGraph
 from agentgpt_remote.policy.onnx_runner import METADATA_KEY, OnnxModel, OnnxRunner
@@ -62,7 +64,7 @@ def export_onnx(bundle: str | Path, out: str | Path | None = None) -> Export:
     The file is compared with the model in torch before it is written, over more steps than the model can see.
 
     Args:
-        bundle: its folder.
+        bundle: its folder, or ``hf://OWNER/NAME[@REVISION]``.
         out: the file; by default ``policy.onnx`` in the bundle.
 
     Returns:
@@ -72,6 +74,9 @@ def export_onnx(bundle: str | Path, out: str | Path | None = None) -> Export:
         BundleError: the bundle is missing or damaged, or the file would not act as it does.
         ConfigError: ``out`` does not end in ``.onnx``, is a folder, or is in a folder that is not there.
     """
+    if out is None and str(bundle).startswith(HUB_SCHEME):
+        raise ConfigError(f"{bundle} is on a hub: name the file to write with --out policy.onnx")
+    bundle = local_bundle(bundle)
     files = read_bundle(bundle)
     path = files.path / "policy.onnx" if out is None else Path(out)
     if path.suffix != ONNX_SUFFIX or path.is_dir() or not path.parent.is_dir():

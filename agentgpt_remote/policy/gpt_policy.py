@@ -40,7 +40,8 @@ class GPTPolicy(PolicySettings):
 
     Args:
         source: folder of a bundle or a file that ``agentgpt export`` wrote (acts in this process), the URL of a policy
-            server (``ws://``, ``http://``, or with TLS ``wss://``, ``https://``), or ``sagemaker://ENDPOINT_NAME``.
+            server (``ws://``, ``http://``, or with TLS ``wss://``, ``https://``), ``sagemaker://ENDPOINT_NAME``, or
+            ``hf://OWNER/NAME[@REVISION]``, a bundle on the Hugging Face Hub (acts in this process).
         deterministic: take the likeliest action; ``False`` samples.
         seed: seed of sampling, and of the draws of control values below 1; ``None`` takes entropy. Equal calls of
             policies with equal seeds return equal actions, whatever the kind of source.

@@ -89,13 +89,19 @@ class Invocations:
         engine: shared with all other sessions.
         layouts: of the observation and of the action space.
         describe: returns what the server tells of itself.
+        lifetime_s: seconds without a request after which a session ends.
     """
 
     max_body_bytes = 6_291_456  # SageMaker's limit
 
     def __init__(
-        self, engine: PolicyEngine, layouts: Layouts, describe: Callable[[], dict[str, Any]] | None = None
+        self,
+        engine: PolicyEngine,
+        layouts: Layouts,
+        describe: Callable[[], dict[str, Any]] | None = None,
+        lifetime_s: float = SESSION_LIFETIME_S,
     ) -> None:
+        self._lifetime_s = lifetime_s
         self.engine, self.masks = engine, ActionMasks(engine.model.actions)
         self._layouts, self._describe = layouts, describe
         self._sessions: OrderedDict[str, tuple[_HttpSession, float]] = OrderedDict()
@@ -117,14 +123,14 @@ class Invocations:
             return _HttpSession(self.engine, self._layouts, self._describe), {}
         headers = {}
         if session_id == NEW_SESSION:
-            session_id, session = secrets.token_urlsafe(24), _HttpSession(self.engine, self._layouts, self._describe)
-            expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + SESSION_LIFETIME_S))
+            session_id, session = secrets.token_hex(24), _HttpSession(self.engine, self._layouts, self._describe)
+            expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + self._lifetime_s))
             headers[NEW_SESSION_HEADER] = f"{session_id}; Expires={expires}"
         elif session_id in self._sessions:
             session = self._sessions[session_id][0]
         else:
             raise UnknownAgent("the session is unknown or has expired: ask for a new one with NEW_SESSION")
-        self._sessions[session_id] = (session, now + SESSION_LIFETIME_S)
+        self._sessions[session_id] = (session, now + self._lifetime_s)
         self._sessions.move_to_end(session_id)
         while len(self._sessions) > MAX_SESSIONS:
             self.end(next(iter(self._sessions)))

@@ -9,6 +9,7 @@ from typing import Any
 from gymnasium import Space
 from gymnasium.error import DependencyNotInstalled
 
+from agentgpt_remote.endpoints import HUB_SCHEME
 from agentgpt_remote.errors import BundleError, ConfigError, missing_dependency
 from agentgpt_remote.policy.runner import Engine, Runner, check_engine
 
@@ -20,7 +21,7 @@ class OpenedPolicy:
     """A policy in this process, with what runs it.
 
     Args:
-        path: a bundle's folder, or a file that ``agentgpt export`` wrote.
+        path: a bundle's folder, ``hf://OWNER/NAME[@REVISION]``, or a file that ``agentgpt export`` wrote.
         engine: "eager" or "compile" (torch), "onnx" (ONNX Runtime, without torch), or "auto": what is installed here,
             and of both the one that is faster.
         device: torch device.
@@ -42,6 +43,10 @@ class OpenedPolicy:
         self, path: str | Path, *, engine: Engine = "auto", device: str = "cpu", max_agents: int | None = None
     ) -> None:
         check_engine(engine)
+        if str(path).startswith(HUB_SCHEME):
+            from agentgpt_remote.policy.hub import local_bundle
+
+            path = local_bundle(path)
         self.path, self._device = Path(path), device
         self.is_file = self.path.suffix == ONNX_SUFFIX
         if self.is_file:

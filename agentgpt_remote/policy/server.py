@@ -23,7 +23,7 @@ from agentgpt_remote.policy import wire
 from agentgpt_remote.policy.act_endpoint import MAX_FRAME_BYTES, ActEndpoint
 from agentgpt_remote.policy.batching import Batcher
 from agentgpt_remote.policy.engine import PolicyEngine
-from agentgpt_remote.policy.invocations import Invocation, Invocations
+from agentgpt_remote.policy.invocations import SESSION_LIFETIME_S, Invocation, Invocations
 from agentgpt_remote.policy.opening import OpenedPolicy
 from agentgpt_remote.policy.runner import Engine, check_engine
 from agentgpt_remote.policy.session import Layouts, PolicySession
@@ -47,6 +47,7 @@ class PolicyServerOptions:
             a pass through the model takes, at most 0.02, while requests follow each other closely.
         watch: take new weights when the bundle changes.
         watch_interval_s: how often to look, in seconds.
+        session_lifetime_s: seconds without a request after which a session of HTTP requests ends.
         engine: what runs the model, see :class:`~agentgpt_remote.policy.gpt_policy.GPTPolicy`.
     """
 
@@ -55,6 +56,7 @@ class PolicyServerOptions:
     batch_wait_s: float | None = None
     watch: bool = False
     watch_interval_s: float = 1.0
+    session_lifetime_s: float = SESSION_LIFETIME_S
     engine: Engine = "auto"
 
     def __post_init__(self) -> None:
@@ -68,6 +70,7 @@ class PolicyServerOptions:
         if self.batch_wait_s is not None:
             check_seconds("batch_wait_s", self.batch_wait_s, zero=True)
         check_seconds("watch_interval_s", self.watch_interval_s)
+        check_seconds("session_lifetime_s", self.session_lifetime_s)
         check_engine(self.engine)
 
 
@@ -84,7 +87,7 @@ class PolicyService:
     def __init__(self, opened: OpenedPolicy, options: PolicyServerOptions) -> None:
         self.engine = PolicyEngine(opened.runner, options.max_agents)
         self._layouts = Layouts(Layout(opened.observation_space), Layout(opened.action_space))
-        self.invocations = Invocations(self.engine, self._layouts, self.describe)
+        self.invocations = Invocations(self.engine, self._layouts, self.describe, options.session_lifetime_s)
         self.batcher = Batcher(self.engine, options.batch_wait_s)
         self.acting = ActEndpoint(self.batcher, self._new_session, self.engine, options.max_sessions)
         self._options = options
@@ -212,7 +215,7 @@ def serve_policy(
     """Serve a bundle.
 
     Args:
-        bundle: its folder, a file that ``agentgpt export`` wrote, or one of them that is open.
+        bundle: its folder, ``hf://OWNER/NAME``, a file that ``agentgpt export`` wrote, or one of them that is open.
         host: address to listen on; anything but loopback needs a token.
         port: 0 takes a free one.
         token: secret that clients must present; ``AGENTGPT_TOKEN`` by default.

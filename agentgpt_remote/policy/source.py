@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from gymnasium import Space
 
-from agentgpt_remote.endpoints import SAGEMAKER_SCHEME
+from agentgpt_remote.endpoints import HUB_SCHEME, SAGEMAKER_SCHEME
 from agentgpt_remote.errors import ConfigError, missing_dependency
 from agentgpt_remote.policy.options import ActOptions
 from agentgpt_remote.policy.runner import Engine, check_engine
@@ -87,7 +87,7 @@ class LocalSource:
 
 
 def open_source(source: str, *, token: str | None, timeout_s: float, device: str, engine: Engine) -> PolicySource:
-    """Return what acts: the bundle in a folder, or what a URL names.
+    """Return what acts: the bundle in a folder or on a model hub, or what a URL names.
 
     Raises:
         ConfigError: the kind of source is not known.
@@ -101,6 +101,10 @@ def open_source(source: str, *, token: str | None, timeout_s: float, device: str
 
 def _open(source: str, *, token: str | None, timeout_s: float, device: str, engine: Engine) -> PolicySource:
     check_engine(engine)
+    if source.startswith(HUB_SCHEME):
+        from agentgpt_remote.policy.hub import local_bundle
+
+        source = str(local_bundle(source, timeout_s=timeout_s))
     if engine != "auto" and "://" in source:
         raise ConfigError(
             f"engine={engine!r} for {source}: the server has an engine of its own (`agentgpt run --engine`)"
@@ -119,6 +123,7 @@ def _open(source: str, *, token: str | None, timeout_s: float, device: str, engi
         return RemoteSource(EndpointChannel(open_endpoint(source), source), timeout_s=timeout_s)
     if "://" in source:
         raise ConfigError(
-            f"source={source!r}: expected a bundle's folder, the ws:// or http:// URL of a server, or sagemaker://NAME"
+            f"source={source!r}: expected a bundle's folder, the ws:// or http:// URL of a server, "
+            "hf://OWNER/NAME or sagemaker://NAME"
         )
     return LocalSource(source, device=device, engine=engine)

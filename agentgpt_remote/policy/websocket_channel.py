@@ -14,6 +14,7 @@ from agentgpt_remote.policy import wire
 
 _HINT = "start one with `agentgpt run BUNDLE --port PORT`"
 _RETRY_S = 0.05
+_SMALL_BYTES = 16_384
 _CONNECT_TIMEOUT_S = 10.0
 
 
@@ -88,7 +89,8 @@ class WebSocketChannel:
         if self._connection is None:
             raise ConnectionLost(f"the connection to {self.url} has ended")
         try:
-            self._connection.send(message)
+            # A small message always fits into the kernel's buffers, whatever the server does.
+            self._connection.send(message, timeout_s if len(message) > _SMALL_BYTES else None)
             return self._connection.recv(timeout_s)
         except (AgentGPTError, KeyboardInterrupt):
             self.drop()

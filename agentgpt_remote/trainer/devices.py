@@ -10,3 +10,8 @@ def describe_device() -> str:
     if torch.cuda.is_available():
         return f"cuda ({torch.cuda.get_device_name()}), torch {torch.__version__}"
     return f"cpu with up to {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def num_gpus() -> int:
+    """Return how many GPUs torch sees."""
+    return torch.cuda.device_count()

@@ -42,6 +42,9 @@ class Evaluation:
         mean: mean return.
         std: standard deviation of the returns.
         min: smallest return.
+        q25: return that a quarter of the episodes do not exceed, interpolated between the nearest two.
+        q50: median return.
+        q75: return that three quarters of the episodes do not exceed.
         max: largest return.
         episode_length: mean steps of an episode.
         env_steps: environment steps taken, those beyond the quotas included.
@@ -51,6 +54,9 @@ class Evaluation:
     mean: float
     std: float
     min: float
+    q25: float
+    q50: float
+    q75: float
     max: float
     episode_length: float
     env_steps: int
@@ -169,11 +175,15 @@ def _batched(actions: Any, env: VectorEnv[Any, Any, Any]) -> Any:
 
 def _summary(returns: list[float], steps: list[int], env_steps: int) -> Evaluation:
     values: NDArray[np.float64] = np.asarray(returns)
+    q25, q50, q75 = (float(value) for value in np.quantile(values, (0.25, 0.5, 0.75)))
     return Evaluation(
         episodes=len(returns),
         mean=float(values.mean()),
         std=float(values.std()),
         min=float(values.min()),
+        q25=q25,
+        q50=q50,
+        q75=q75,
         max=float(values.max()),
         episode_length=float(np.mean(steps)),
         env_steps=env_steps,

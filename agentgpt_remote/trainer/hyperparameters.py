@@ -131,6 +131,7 @@ class Hyperparameters:
             "auto" takes ppo for discrete actions or where steps come fast, else offpolicy.
         resume_training: continue the run from its last checkpoint.
         use_tensorboard: write TensorBoard events beside metrics.jsonl.
+        use_cloudwatch: a training job in the cloud has its metrics in CloudWatch; elsewhere this does nothing.
         wandb_project: also log to this project of Weights & Biases.
         eval_interval_steps: environment steps between evaluations with greedy actions, on environments opened beside
             those that are trained on; 0 for none. By default a tenth of the run, at least 20,000.
@@ -196,6 +197,7 @@ class Hyperparameters:
     algorithm: Literal["auto", "ppo", "offpolicy"] = "auto"
     resume_training: bool = False
     use_tensorboard: bool = True
+    use_cloudwatch: bool = True
     wandb_project: str | None = None
     eval_interval_steps: int | None = None
     eval_episodes: int = 5

@@ -20,6 +20,7 @@ from agentgpt_remote._version import __version__
 from agentgpt_remote.errors import TrainingFailed
 from agentgpt_remote.policy.bundle import save_bundle
 from agentgpt_remote.policy.features import ActionFeatures
+from agentgpt_remote.registration import NAMESPACE
 from agentgpt_remote.trainer.algorithm import choose_algorithm
 from agentgpt_remote.trainer.checkpoint import Checkpoints
 from agentgpt_remote.trainer.compatibility import check_compatible
@@ -33,6 +34,7 @@ from agentgpt_remote.trainer.plots import write_learning_curve
 from agentgpt_remote.trainer.rank_state import own_part, resumed_state
 from agentgpt_remote.trainer.ranks import ALONE, Ranks, join_ranks
 from agentgpt_remote.trainer.reporting import Averages, Progress, Reporter
+from agentgpt_remote.trainer.revision import git_revision
 from agentgpt_remote.trainer.run_folder import (
     CONFIG_NAME,
     CONFIG_VERSION,
@@ -179,6 +181,8 @@ class _Run:
         """Resolve, build, restore and save the configuration."""
         env = hosts.lanes[0].envs
         self.description = ", ".join(dict.fromkeys(self.ranks.share(hosts.description)))
+        self._env_id = self.hp.env_id or (None if env.spec is None else env.spec.id.removeprefix(NAMESPACE))
+        self._revision = git_revision(Path.cwd())
         agents = self.ranks.share(hosts.num_agents)
         actions = ActionFeatures(env.single_action_space)
         continuous = bool(actions.numeric_width) and not (actions.binary_width or actions.category_sizes)
@@ -410,11 +414,13 @@ class _Run:
         policy_steps = env_steps if model is session.model else session.best.env_steps
         provenance = {
             "source": self.description,
+            "env_id": self._env_id,
             "env_steps": env_steps,
             "policy_env_steps": policy_steps,
             "episode_return": training_return,
             "seed": self.hp.seed,
             "package_version": __version__,
+            "commit": self._revision,
             "hyperparameters": self.hp.to_dict(),
         }
         save_bundle(self.bundle, model, provenance=provenance)

@@ -139,7 +139,12 @@ class TrainingRun:
         Raises:
             BundleError: the run has written none yet.
         """
-        return GPTPolicy(self.run_dir / "policy", deterministic=deterministic, seed=seed)
+        return open_policy(self.run_dir / "policy", deterministic=deterministic, seed=seed)
+
+
+def open_policy(source: str | Path, *, deterministic: bool = True, seed: int | None = None) -> GPTPolicy:
+    """Return the policy in a folder, or at the URL of a policy server or endpoint; see :class:`GPTPolicy`."""
+    return GPTPolicy(source, deterministic=deterministic, seed=seed)
 
 
 def free_run_dir(runs_dir: str | Path, name: str) -> Path:
@@ -181,7 +186,7 @@ def start_training(
     """
     if not isinstance(hyperparameters, Hyperparameters):
         raise ConfigError(f"hyperparameters is a {type(hyperparameters).__name__}: expected Hyperparameters(...)")
-    hosts, tokens = _hosts(env, resolve_token(token))
+    hosts, tokens = hosts_of(env, resolve_token(token))
     if hosts:
         hyperparameters = replace(hyperparameters, env_id=None, env_hosts=hosts)
     if hyperparameters.env_id is None and not hyperparameters.env_hosts:
@@ -204,8 +209,16 @@ def start_training(
     return TrainingRun(run_dir, hyperparameters, process)
 
 
-def _hosts(env: Any, token: str | None) -> tuple[dict[str, EnvHost], dict[str, str]]:
-    """Return hosts by name and tokens by URL, for what a user passed as ``env``."""
+def hosts_of(env: Any, token: str | None) -> tuple[dict[str, EnvHost], dict[str, str]]:
+    """Return hosts by name and tokens by URL, for what a user passed as ``env``.
+
+    Args:
+        env: a RemoteEnv, a RemoteVectorEnv, the URL of a host, a list of them, or None.
+        token: of all hosts that have none of their own; it is under the empty URL.
+
+    Raises:
+        ConfigError: what it holds can't be reached from another process, or it is empty.
+    """
     if env is None:
         return {}, {} if token is None else {"": token}
     hosts: dict[str, EnvHost] = {}

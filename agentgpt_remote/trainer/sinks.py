@@ -11,10 +11,9 @@ from typing import Any, Protocol
 
 from agentgpt_remote.errors import ConfigError, missing_dependency
 from agentgpt_remote.files import replacing
+from agentgpt_remote.scrubbing import without_secrets
 
 logger = logging.getLogger("agentgpt_remote.trainer")
-_SECRET_WORDS = ("token", "secret", "password", "passwd", "credential", "api_key", "apikey", "auth", "private")
-_HIDDEN = "(hidden)"
 
 
 class Sink(Protocol):
@@ -117,31 +116,6 @@ def require_wandb() -> Any:
     except ModuleNotFoundError as error:
         raise missing_dependency(error) from error
     return wandb
-
-
-def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a nest of values with those hidden whose name tells of a secret, and URLs without user and query.
-
-    >>> without_secrets({"env_kwargs": {"api_key": "x", "level": 3}, "url": "ws://me:pw@sim-7:8000/a?token=x"})
-    {'env_kwargs': {'api_key': '(hidden)', 'level': 3}, 'url': 'ws://sim-7:8000/a'}
-    """
-    return {name: _HIDDEN if _is_secret(str(name)) else _cleaned(value) for name, value in values.items()}
-
-
-def _is_secret(name: str) -> bool:
-    return any(word in name.lower() for word in _SECRET_WORDS)
-
-
-def _cleaned(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return without_secrets(value)
-    if isinstance(value, list | tuple):
-        return [_cleaned(item) for item in value]
-    if isinstance(value, str) and "://" in value:
-        scheme, _, rest = value.partition("://")
-        host, slash, path = rest.partition("?")[0].partition("/")
-        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-    return value
 
 
 def _run_id(run_dir: Path) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Self
 
 from agentgpt_remote.errors import ConfigError
 
 
 class EnvLauncher:
-    """A host that serves environments from a thread of this process; a context manager.
+    """A host that serves environments, from a thread of this process or in the cloud; a context manager.
 
     Attributes:
         url: where clients reach it.
@@ -54,6 +55,29 @@ class EnvLauncher:
             name = f"[{ip_address}]" if ":" in ip_address else ip_address
             url = f"ws://{name}:{url.rpartition(':')[2]}"
         return cls(server, url)
+
+    @classmethod
+    def launch_on_cloud(
+        cls, source: str, config: Any, *, num_envs: int | None = None, connect: str | None = None
+    ) -> EnvLauncher:
+        """Serve environments from a container on AWS ECS, which ends by itself after a while.
+
+        It goes on when this process ends; :meth:`close` ends it, and so does its ``ttl_hours``.
+
+        Args:
+            source: an id or ``module:factory`` that the image knows.
+            config: a ``CloudHostConfig`` of :mod:`agentgpt_remote.cloud.host_config`.
+            num_envs: environments that it offers in all; ``None`` for its default.
+            connect: URL of a relay that it dials out to.
+
+        Raises:
+            ConfigError: a field is refused.
+            CloudError: it did not start; what was made is gone, or the text says what is left.
+        """
+        # By its name: a simulation machine needs no AWS.
+        hosting = importlib.import_module("agentgpt_remote.cloud.hosting")
+        host = hosting.launch_environment(source, config, num_envs=num_envs, connect=connect)
+        return cls(host, host.url)
 
     def close(self) -> None:
         """End the host and its sessions; a second call does nothing."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -27,7 +28,8 @@ TOKEN = "token-of-the-command-line"
 
 
 def _run(*words: str, cwd: Path, timeout_s: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "AGENTGPT_TOKEN"} | variables
+    unwanted = ("AGENTGPT_TOKEN", "DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "HF_TOKEN")
+    environment = {key: value for key, value in os.environ.items() if key not in unwanted} | variables
     return subprocess.run(
         [*AGENTGPT, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
     )
@@ -129,11 +131,45 @@ def test_eval_prints_the_statistics(trained: Path, host: Server) -> None:
     assert done.returncode == 0, done.stderr
     assert {"episodes", "mean", "std", "min", "max", "episode_length"} <= result.keys()
     assert result["episodes"] == 3
+    assert result["min"] <= result["q25"] <= result["q50"] <= result["q75"] <= result["max"]
     assert result["min"] <= result["mean"] <= result["max"]
+    assert result["greedy"] == {name: value for name, value in result.items() if name not in ("greedy", "sampled")}
     at_host = _run(*words, host.url, "--episodes", "3", "--seed", "1", "--json", cwd=trained)
     assert json.loads(at_host.stdout)["mean"] == result["mean"]
-    sampled = _run(*words, "CartPole-v1", "--episodes", "2", "--sampled", cwd=trained)
-    assert sampled.stdout.startswith("2 episodes: return ")
+    sampled = _run(*words, "CartPole-v1", "--episodes", "3", "--seed", "1", "--sampled", "--json", cwd=trained)
+    assert json.loads(sampled.stdout)["sampled"] == result["sampled"] != result["greedy"]
+    assert "greedy" not in json.loads(sampled.stdout)
+
+
+def test_eval_prints_a_table_of_greedy_and_sampled_returns(trained: Path) -> None:
+    done = _run("eval", "runs/CartPole-v1/policy", "CartPole-v1", "--episodes", "2", cwd=trained)
+    first, titles, greedy, sampled = done.stdout.splitlines()
+    assert re.fullmatch(r"2 episodes: return \S+ ± \S+ \(min \S+, max \S+\), length \S+", first)
+    assert titles.split() == ["actions", "mean", "std", "min", "25", "%", "50", "%", "75", "%", "max", "length"]
+    assert (greedy.split()[0], sampled.split()[0]) == ("greedy", "sampled")
+    low, *inner, high = (float(word) for word in greedy.split()[3:8])
+    assert low <= inner[0] <= inner[1] <= inner[2] <= high
+
+
+def test_play_writes_a_video_of_what_it_was_trained_on(trained: Path) -> None:
+    words = ["play", "runs/CartPole-v1/policy", "--video", "cartpole.mp4", "--episodes", "2", "--max-steps", "20"]
+    done = _run(*words, "--seed", "1", "--json", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    played = json.loads(done.stdout)
+    assert [episode["seed"] for episode in played] == [1, 2]
+    count, _ = imageio_ffmpeg.count_frames_and_secs(str(trained / "cartpole.mp4"))
+    assert count == sum(episode["episode_length"] + 1 for episode in played)
+    again = _run(*words, "--seed", "1", "--fps", "10", cwd=trained)
+    assert again.stdout.splitlines()[-1] == "wrote cartpole.mp4"
+    _, seconds = imageio_ffmpeg.count_frames_and_secs(str(trained / "cartpole.mp4"))
+    assert seconds == pytest.approx(count / 10, abs=0.2)
+
+
+def test_train_writes_its_evaluation_into_the_model_card(trained: Path) -> None:
+    card = (trained / "runs" / "CartPole-v1" / "policy" / "README.md").read_text()
+    assert "# A GPT policy for CartPole-v1" in card
+    assert "- return of 20 greedy episodes: mean " in card
+    assert 'GPTPolicy("runs/CartPole-v1/policy")' in card
 
 
 def test_run_serves_a_policy(trained: Path) -> None:
@@ -207,7 +243,14 @@ def test_second_run_gets_a_name_of_its_own(trained: Path) -> None:
         ("run runs/CartPole-v1/policy --tls-cert cert.pem --tls-key key.pem", 2, "can't use the certificate"),
         ("run runs/CartPole-v1", 1, "did you mean runs/CartPole-v1/policy"),
         ("eval runs/CartPole-v1/policy Pendulum-v1 --episodes 1", 1, "observation"),
+        ("eval runs/CartPole-v1/policy CartPole-v1 --greedy --sampled", 2, "exclude each other"),
         ("eval ws://127.0.0.1:9 CartPole-v1", 1, "agentgpt run"),
+        ("play runs/CartPole-v1/policy", 1, "--video episode.mp4"),
+        ("play runs/CartPole-v1/policy --video x.avi", 2, "x.avi: expected a file that ends in .mp4 or .gif"),
+        ("play runs/CartPole-v1/policy --video x.mp4 --fps 0", 2, "fps=0"),
+        ("play runs/CartPole-v1/policy --video x.mp4 --env CartPoll-v1", 1, "CartPole"),
+        ("play runs/CartPole-v1/policy --video x.mp4 --env examples.envs:t_maze", 1, "'rgb_array'"),
+        ("play ws://127.0.0.1:9 --video x.mp4", 2, "--env SOURCE"),
         ("check ws://127.0.0.1:9", 1, "agentgpt serve"),
         ("check ftp://127.0.0.1", 2, "expected ws://"),
         ("nonsense", 2, "No such command"),

@@ -31,6 +31,7 @@ class SageMakerStandIn:
     def __init__(self) -> None:
         self._instances: dict[str, list[str]] = {}
         self._homes: dict[str, str] = {}
+        self._tokens: dict[str, dict[str, str]] = {}
         self.doubled = False
         self.calls = 0
         route = Route("/endpoints/{name}/invocations", self._invoke, methods=["POST"])
@@ -43,8 +44,9 @@ class SageMakerStandIn:
         async with httpx.AsyncClient(timeout=30) as self._client:
             yield
 
-    def deploy(self, name: str, *urls: str) -> None:
-        """Have an endpoint of these instances."""
+    def deploy(self, name: str, *urls: str, token: str = "") -> None:
+        """Have an endpoint of these instances, which want a token."""
+        self._tokens[name] = {"authorization": f"Bearer {token}"} if token else {}
         self._instances[name] = [url.replace("ws://", "http://") for url in urls]
 
     def rename_sessions(self, change: Callable[[str], str]) -> None:
@@ -67,7 +69,11 @@ class SageMakerStandIn:
             home = self._homes.get(str(session), "")
             if home not in instances:
                 return _error(400, "ValidationError", "The session does not exist or has expired.")
-        headers = {"content-type": request.headers["content-type"], **({_SESSION: session} if session else {})}
+        headers = {
+            "content-type": request.headers["content-type"],
+            **({_SESSION: session} if session else {}),
+            **self._tokens[name],
+        }
         try:
             for _ in range(2 if self.doubled and session != "NEW_SESSION" else 1):
                 answer = await self._client.post(f"{home}/invocations", content=body, headers=headers)

@@ -12,6 +12,7 @@ from agentgpt_remote.policy.agent_table import AgentTable
 from agentgpt_remote.policy.config import GPTConfig
 from agentgpt_remote.policy.engine import DEFAULT_MAX_AGENTS, MAX_CACHE_BYTES, PolicyEngine
 from agentgpt_remote.policy.model import PolicyModel
+from agentgpt_remote.policy.options import ActOptions
 from tests.policy.conftest import make_model
 
 
@@ -56,7 +57,28 @@ def test_failed_call_keeps_agents_that_were_to_end(monkeypatch: pytest.MonkeyPat
         patch.setattr(model, "act_step", _fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             _act(table, ("a",), np.zeros((1, 3)), ("b",))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            _act(table, ("a", "c", "d"), np.zeros((3, 3)), ("b",))
     assert table.agent_ids == ["a", "b"]
+    assert table.engine.num_agents == 2
+
+
+def test_agents_that_take_the_places_of_others_stay_in_consecutive_slots() -> None:
+    engine = PolicyEngine(_model(), max_agents=4)
+    table = AgentTable(engine)
+    _act(table, ("a", "b", "c", "d"), np.zeros((4, 3)))
+    batch = np.random.default_rng(0).normal(size=(4, 3))
+    joined = ("a", "e", "c", "f")
+    prepared = table.prepare(joined, batch, ("d", "b"), ActOptions(deterministic=True))
+    assert prepared.decision.index.at == slice(0, 4)
+    table.roll_back(prepared)
+    actions = _act(table, joined, batch, ("d", "b"))
+    assert sorted(table.agent_ids) == sorted(joined)
+    alone = _act(AgentTable(PolicyEngine(_model())), ("f",), batch[3:])
+    np.testing.assert_allclose(actions[3:], alone, atol=1e-6)
+    _act(table, ("g",), batch[:1])  # makes room for itself at the expense of one that acted before
+    assert engine.num_dropped == 1
+    assert len(table.dropped) == 1
 
 
 def test_churning_agents_use_slots_again_and_act_as_if_alone() -> None:

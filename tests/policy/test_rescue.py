@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,9 +21,20 @@ from agentgpt_remote.policy.local_server import LocalPolicyServer
 from agentgpt_remote.policy.server import PolicyServerOptions, serve_policy
 from tests.policy.conftest import SPACES
 from tests.policy.sagemaker_stand_in import SageMakerStandIn
+from tests.wrappers.bad_network import CuttingProxy, port_of
 
 IDS = ["a", "b", "c"]
 STREAM = np.random.default_rng(0).normal(size=(24, 3, 3))
+
+
+class SwallowingProxy(CuttingProxy):
+    """Cuts a connection when a request for actions comes, before the server has seen it."""
+
+    cut_requests = False
+
+    def _pass_on(self, data: bytes, target: socket.socket) -> bool:
+        is_request = target.getpeername()[1] == self._port and not data.startswith(b"GET") and len(data) > 100
+        return not (self.cut_requests and is_request) and super()._pass_on(data, target)
 
 
 class Restartable:
@@ -100,6 +113,73 @@ def test_server_that_stays_away_is_a_clear_error_in_time(restartable: Restartabl
         assert policy.get_agent_ids() == IDS
         restartable.start()
         assert not np.allclose(policy.select_action(IDS, STREAM[1]), first)
+
+
+def test_server_that_ends_in_every_call_is_asked_twice_and_no_more(
+    bundles: dict[str, Path], served: dict[str, str]
+) -> None:
+    """What goes up of each call is swallowed and the connection cut, before the server has answered."""
+    with (
+        contextlib.closing(SwallowingProxy(port_of(served["smooth"]), lambda _: None)) as proxy,
+        GPTPolicy(bundles["smooth"]) as local,
+        GPTPolicy(proxy.url, timeout_s=5.0) as policy,
+        GPTPolicy(served["smooth"]) as other,
+    ):
+        for step, batch in enumerate(STREAM[:6]):
+            if step == 3:
+                before, proxy.cut_requests = proxy.connections, True
+                begun = time.monotonic()
+                with pytest.raises(errors.ConnectionLost, match=r"ended|closed.*asked twice, the call may be repeated"):
+                    policy.select_action(IDS, batch)
+                assert time.monotonic() - begun < 5
+                assert proxy.connections == before + 1, "it connected once more"
+                assert policy.get_agent_ids() == IDS
+                proxy.cut_requests = False
+            expected = local.select_action(IDS, batch)
+            np.testing.assert_allclose(policy.select_action(IDS, batch), expected, atol=1e-5)
+            np.testing.assert_allclose(other.select_action(IDS, batch), expected, atol=1e-5)
+
+
+def test_server_that_stops_reading_a_large_request_is_an_error_in_time(bundles: dict[str, Path]) -> None:
+    with (
+        LocalPolicyServer(bundles["images"]) as server,
+        GPTPolicy(server.url, token=server.token, timeout_s=1.0) as policy,
+    ):
+        count = 20_000  # 29 MB, more than the kernel takes for a process that does not read
+        batch = {"camera": np.zeros((count, 20, 24, 3), np.uint8), "speed": np.zeros((count, 2), np.float32)}
+        few = policy.sample_observation(2)
+        policy.select_action(["0", "1"], few)
+        os.kill(server._process.pid, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            with pytest.raises((errors.ConnectionLost, errors.RemoteTimeout), match=r"within 1 s"):
+                policy.select_action([str(index) for index in range(count)], batch)
+            assert time.monotonic() - begun < 5
+        finally:
+            os.kill(server._process.pid, signal.SIGCONT)
+        assert policy.get_agent_ids() == ["0", "1"]
+        assert policy.select_action(["0", "1"], few).shape == (2,)
+
+
+def test_sagemaker_instance_that_stalls_is_an_error_in_time(
+    bundles: dict[str, Path], sagemaker: SageMakerStandIn
+) -> None:
+    with LocalPolicyServer(bundles["smooth"]) as server:
+        sagemaker.deploy("stalling", server.url, token=server.token)
+        with GPTPolicy("sagemaker://stalling", timeout_s=1.0) as policy, GPTPolicy(bundles["smooth"]) as local:
+            policy.select_action(IDS, STREAM[0])
+            local.select_action(IDS, STREAM[0])
+            os.kill(server._process.pid, signal.SIGSTOP)
+            try:
+                begun = time.monotonic()
+                with pytest.raises(errors.RemoteTimeout, match="no reply from sagemaker://stalling within 1 s"):
+                    policy.select_action(IDS, STREAM[1])
+                assert time.monotonic() - begun < 2
+            finally:
+                os.kill(server._process.pid, signal.SIGCONT)
+            np.testing.assert_allclose(
+                policy.select_action(IDS, STREAM[1]), local.select_action(IDS, STREAM[1]), atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("window", [2, 4])

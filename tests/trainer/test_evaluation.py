@@ -53,6 +53,7 @@ def test_every_environment_contributes_its_quota() -> None:
     assert result.episodes == 5
     assert result.mean == pytest.approx((3 * 2 + 2 * 20) / 5)
     assert (result.min, result.max, result.episode_length) == (2, 20, result.mean)
+    assert (result.q25, result.q50, result.q75) == (2, 2, 20)
     env.close()
 
 

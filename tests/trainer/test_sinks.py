@@ -16,10 +16,10 @@ from gymnasium.vector import SyncVectorEnv
 
 from agentgpt_remote.errors import ConfigError
 from agentgpt_remote.metrics import read_metrics
+from agentgpt_remote.scrubbing import without_secrets
 from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
 from agentgpt_remote.trainer.loop import train
 from agentgpt_remote.trainer.reporting import Reporter
-from agentgpt_remote.trainer.sinks import without_secrets
 from tests.trainer.test_loop import SMALL
 from tests.trainer.tiny_envs import Echo
 

@@ -1,0 +1,1 @@
+"""A rehearsal of the cloud on this machine: the same requests, the same containers, no Docker and no AWS."""
