@@ -15,7 +15,7 @@ from agentgpt_remote.errors import ConfigError
 
 if TYPE_CHECKING:
     from agentgpt_remote.trainer.evaluation import Evaluation
-    from agentgpt_remote.trainer.loop import TrainingResult
+    from agentgpt_remote.trainer.results import TrainingResult
 
 EVALUATION_EPISODES = 20
 

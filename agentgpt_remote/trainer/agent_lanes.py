@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 from agentgpt_remote.agents import Turns
 from agentgpt_remote.connection import wait_readable
-from agentgpt_remote.errors import AgentGPTError, CapacityReached, ConfigError, ConnectionLost, PlayerFailed, RemoteTimeout
+from agentgpt_remote.errors import (
+    AgentGPTError,
+    CapacityReached,
+    ConfigError,
+    ConnectionLost,
+    PlayerFailed,
+    RemoteTimeout,
+)
 from agentgpt_remote.wrappers.remote_agents import RemoteAgents
 
 LOSSES = (ConnectionLost, RemoteTimeout, PlayerFailed)
@@ -25,13 +32,17 @@ class AgentLane:
 
     Attributes:
         name: for messages and metrics: the host's name and a number.
+        size: environments.
         open: opens the session (again).
+        give_up: whether to wait no longer for a lost connection.
         env: the session; None while its host is lost.
         sent_at: when the step was sent that is awaited; None where there is none.
     """
 
     name: str
+    size: int
     open: Callable[[], RemoteAgents]
+    give_up: Callable[[], bool] = lambda: False
     env: RemoteAgents | None = None
     sent_at: float | None = None
 
@@ -45,6 +56,16 @@ class AgentLane:
         if self.env is None:
             raise ConnectionLost(f"{self.name} is not connected")
         return self.env
+
+    def watch_stop(self) -> None:
+        """Have the session give up a lost connection when training is being stopped."""
+        if self.env is not None:
+            self.env.give_up_when(lambda: "training was stopped" if self.give_up() else None)
+
+    def close(self) -> None:
+        """End the session, if there is one."""
+        if self.env is not None:
+            self.env.close()
 
 
 def wait_for(lanes: Sequence[AgentLane], timeout_s: float) -> list[AgentLane]:
@@ -118,6 +139,7 @@ class AgentRecovery:
                     raise outcome
                 lane, env, turns = outcome
                 lane.env = env
+                lane.watch_stop()
                 self.away.discard(lane.name)
                 back.append((lane, turns))
                 outcome = self._back.get_nowait()

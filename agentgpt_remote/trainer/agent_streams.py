@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from agentgpt_remote.agents import Acting, Behavior, Ended, Turn
 from agentgpt_remote.errors import InvalidObservation, TrainingFailed
 from agentgpt_remote.policy.masks import ActionMasks
 from agentgpt_remote.policy.model import PolicyModel
-from agentgpt_remote.trainer.collector import EpisodeLog
+from agentgpt_remote.trainer.collector import EPISODE_WINDOW, EpisodeLog
 from agentgpt_remote.trainer.exploration import Explorer
 from agentgpt_remote.trainer.finite import MAX_REWARD, FiniteCheck, Nonfinite
 from agentgpt_remote.trainer.lanes import Observed
@@ -78,7 +79,9 @@ class AgentStreams:
         self._check_obs = FiniteCheck(behavior.name, "observation", nonfinite)
         self._check_reward = FiniteCheck(behavior.name, "reward", nonfinite, MAX_REWARD)
         self.env_steps = self.taken = self.version = self.evicted = 0
-        self.episodes = EpisodeLog()
+        # Agents of one scene end together: means are over as many episodes as there are agents at least.
+        window = max(EPISODE_WINDOW, n)
+        self.episodes = EpisodeLog(returns=deque(maxlen=window), lengths=deque(maxlen=window))
         self.times = {"env_s": 0.0, "act_s": 0.0}
         self._slot_of: dict[tuple[str, str], int] = {}  # by lane and agent
         self._agent_in: dict[int, tuple[str, str]] = {}
