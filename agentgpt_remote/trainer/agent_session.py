@@ -10,6 +10,7 @@ from agentgpt_remote.agents import Behavior
 from agentgpt_remote.errors import ConnectionLost
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.trainer.agent_streams import AgentStreams
+from agentgpt_remote.trainer.collector import Collector
 from agentgpt_remote.trainer.compatibility import check_compatible
 from agentgpt_remote.trainer.exploration import Explorer
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
