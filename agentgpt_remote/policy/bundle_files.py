@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def read_bundle(path: str | Path) -> BundleFiles:
     folder = Path(path)
     fields = _read_config(folder)
     if BEHAVIORS_FIELD in fields:
-        raise BundleError(f"{folder} holds policies of several behaviours: {_name_one(fields[BEHAVIORS_FIELD])}")
+        raise BundleError(_several(folder, behavior_folders(folder)))
     try:
         return BundleFiles(
             path=folder,
@@ -119,7 +119,7 @@ def behavior_folder(path: str | Path, behavior: str | None) -> Path:
     folders = behavior_folders(path)
     if behavior is None:
         if len(folders) > 1:
-            raise ConfigError(f"{path} holds policies of several behaviours: {_name_one(folders)}")
+            raise ConfigError(_several(Path(path), folders))
         return next(iter(folders.values()))
     if behavior not in folders:
         known = ", ".join(map(repr, folders))
@@ -129,9 +129,12 @@ def behavior_folder(path: str | Path, behavior: str | None) -> Path:
     return folders[behavior]
 
 
-def _name_one(behaviors: Iterable[str]) -> str:
-    names = list(behaviors)
-    return f"name one of {', '.join(map(repr, names))}, as in behavior={names[0]!r}" if names else "it names none"
+def _several(folder: Path, folders: Mapping[str, Path]) -> str:
+    names, first = ", ".join(map(repr, folders)), next(iter(folders), "")
+    return (
+        f"{folder} holds policies of several behaviours ({names}): name one, as in GPTPolicy(..., behavior={first!r}), "
+        f"or take its own folder, {folders.get(first, folder)}"
+    )
 
 
 def damaged(folder: Path, error: Exception) -> BundleError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from urllib.parse import quote
 
 import msgspec
 
@@ -24,6 +25,7 @@ class WebSocketChannel:
     Args:
         url: where the server listens, ``ws://``, ``wss://``, ``http://`` or ``https://``.
         token: its token, or ``None``.
+        behavior: whose policy is to act, where the server has several.
 
     Attributes:
         url: as above.
@@ -32,8 +34,9 @@ class WebSocketChannel:
 
     max_body_bytes = 64 * 1024 * 1024
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, token: str | None, behavior: str | None = None) -> None:
         self.url, self._token = url, token
+        self._path = "/act" if behavior is None else f"/behaviors/{quote(behavior, safe='')}/act"
         self._connection: WebSocketConnection | None = None
 
     @property
@@ -64,7 +67,7 @@ class WebSocketChannel:
     def _open(self, deadline: float) -> wire.Welcome:
         left = max(0.001, min(deadline - time.monotonic(), _CONNECT_TIMEOUT_S))
         connection = WebSocketConnection.connect(
-            self.url, token=self._token, path="/act", connect_timeout_s=left, hint=_HINT
+            self.url, token=self._token, path=self._path, connect_timeout_s=left, hint=_HINT
         )
         try:
             connection.send(wire.encode(wire.Hello(protocol=wire.PROTOCOL_VERSION, version=__version__)))

@@ -40,17 +40,18 @@ class AgentHosts:
 def is_of_many_agents(hyperparameters: Hyperparameters, envs: Envs) -> bool:
     """Tell whether what is to be trained on is known by its name to be a Unity build or of PettingZoo."""
     if hyperparameters.env_id is not None and envs is None:
-        return _is_many(hyperparameters.env_id)
+        return names_many_agents(hyperparameters.env_id)
     if envs is not None and not all(isinstance(item, str) for item in envs):
         return False
     for url in _urls(hyperparameters, envs).values():
         told = host_health(url)
         if told:
-            return _is_many(str(told.get("source", "")))
+            return names_many_agents(str(told.get("source", "")))
     return False
 
 
-def _is_many(source: str) -> bool:
+def names_many_agents(source: str) -> bool:
+    """Tell whether a source is a Unity build or of PettingZoo by its name."""
     return source.startswith(PETTINGZOO_PREFIX) or _is_unity(source)
 
 
@@ -141,7 +142,12 @@ def _open_like(open_lane: Callable[[], RemoteAgents], first: RemoteAgents) -> Re
 
 def _num_envs(hyperparameters: Hyperparameters, source: str) -> int:
     """Return how many environments of a source are trained on where nobody says it."""
-    return hyperparameters.num_envs or (1 if _is_unity(source) else hyperparameters.envs_per_host)
+    return hyperparameters.num_envs or default_envs(source, hyperparameters.envs_per_host)
+
+
+def default_envs(source: str, otherwise: int) -> int:
+    """Return how many environments of a source there are by default: one of a Unity build, whose players are large."""
+    return 1 if _is_unity(source) else otherwise
 
 
 def _remote(urls: Mapping[str, str], hyperparameters: Hyperparameters, token: Tokens) -> AgentHosts:

@@ -14,7 +14,7 @@ from agentgpt_remote.agents import Acting, Behavior, Ended, Turns, rows_of, stac
 from agentgpt_remote.errors import ConfigError, InvalidAction, UnknownAgent
 from agentgpt_remote.wrappers.hosting import Host
 from agentgpt_remote.wrappers.remote_agents import RemoteAgents
-from agentgpt_remote.wrappers.remote_base import METHOD, MISSING
+from agentgpt_remote.wrappers.remote_base import METHOD, MISSING, LentHost
 
 ACTS = "acts"  # key of the info of an agent that needs no action now
 MASK_KEY = "action_mask"
@@ -223,6 +223,10 @@ class RemoteParallelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]
     def state(self) -> Any:
         """Return the environment's global state, where it has one."""
         return self._remote.call("state")
+
+    def lend(self) -> list[LentHost]:
+        """Return where its host listens, for another process to train there while this one keeps it alive."""
+        return self._remote.lend()
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the environment on its host, or read an attribute; public names only."""
