@@ -169,7 +169,7 @@ class SeveralPolicies:
     def __init__(self, services: Mapping[str, PolicyService]) -> None:
         self._services = services
         names = ", ".join(map(repr, services))
-        self._reason = f"this server has policies of several behaviours: name one (behavior=) of {names}"
+        self._reason = f"{wire.NO_BEHAVIOR}None: this server has those of several, name one of {names}"
         self.acting = NotFound(self._reason)
 
     async def ping(self, _request: Request) -> JSONResponse:
@@ -200,7 +200,7 @@ class BehaviorRoutes:
 
     def _reason(self, name: str) -> str:
         known = ", ".join(repr(one) for one in self._services if one)
-        return f"no policy of behavior={name!r} here: " + (f"expected one of {known}" if known else "leave it out")
+        return f"{wire.NO_BEHAVIOR}{name!r} here: " + (f"expected one of {known}" if known else "leave it out")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket."""

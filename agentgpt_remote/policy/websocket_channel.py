@@ -10,7 +10,15 @@ import msgspec
 
 from agentgpt_remote._version import __version__
 from agentgpt_remote.connection import WebSocketConnection
-from agentgpt_remote.errors import AgentGPTError, ConnectionLost, HostUnreachable, ProtocolError, RemoteTimeout
+from agentgpt_remote.errors import (
+    AgentGPTError,
+    ConfigError,
+    ConnectionLost,
+    HostUnreachable,
+    ProtocolError,
+    ProtocolMismatch,
+    RemoteTimeout,
+)
 from agentgpt_remote.policy import wire
 
 _HINT = "start one with `agentgpt run BUNDLE --port PORT`"
@@ -55,6 +63,7 @@ class WebSocketChannel:
             HostUnreachable: nothing listens there in time.
             AuthError: the token is missing or wrong.
             ProtocolMismatch: the server speaks another version, or is another service.
+            ConfigError: it has no policy of the behaviour, or those of several and none is named.
         """
         while True:
             try:
@@ -66,9 +75,15 @@ class WebSocketChannel:
 
     def _open(self, deadline: float) -> wire.Welcome:
         left = max(0.001, min(deadline - time.monotonic(), _CONNECT_TIMEOUT_S))
-        connection = WebSocketConnection.connect(
-            self.url, token=self._token, path=self._path, connect_timeout_s=left, hint=_HINT
-        )
+        try:
+            connection = WebSocketConnection.connect(
+                self.url, token=self._token, path=self._path, connect_timeout_s=left, hint=_HINT
+            )
+        except ProtocolMismatch as error:
+            told = str(error).partition(wire.NO_BEHAVIOR)
+            if told[1]:  # it is a policy server, which says what it has
+                raise ConfigError(f"{self.url}: {told[1]}{told[2]}") from error
+            raise
         try:
             connection.send(wire.encode(wire.Hello(protocol=wire.PROTOCOL_VERSION, version=__version__)))
             welcome = msgspec.msgpack.decode(connection.recv(_left(deadline)), type=wire.Welcome)

@@ -210,7 +210,6 @@ def evaluate_any(
                     source_of_policies, deterministic=deterministic, seed=seed, token=policy_token
                 ) as policy:
                     return evaluate_source(policy, source, episodes=episodes, seed=seed, token=token)
-    options: dict[str, Any] = {"deterministic": deterministic, "seed": seed, "token": policy_token}
     policies = GPTPolicy.of_behaviors(source_of_policies, **options)
     with contextlib.ExitStack() as stack:
         for policy in policies.values():

@@ -12,9 +12,9 @@ from pettingzoo import ParallelEnv
 
 from agentgpt_remote.agents import Acting, Behavior, Ended, Turns, rows_of, stack
 from agentgpt_remote.errors import ConfigError, InvalidAction, UnknownAgent
-from agentgpt_remote.wrappers.hosting import Host
+from agentgpt_remote.wrappers.hosting import Host, LentHost
 from agentgpt_remote.wrappers.remote_agents import RemoteAgents
-from agentgpt_remote.wrappers.remote_base import METHOD, MISSING, LentHost
+from agentgpt_remote.wrappers.remote_base import METHOD, MISSING
 
 ACTS = "acts"  # key of the info of an agent that needs no action now
 MASK_KEY = "action_mask"
