@@ -1,4 +1,4 @@
-"""A cooperative PettingZoo task: a random policy, Stable-Baselines3's PPO with shared parameters, and this package's GPT.
+"""A cooperative PettingZoo task: random actions, Stable-Baselines3's PPO with shared parameters, this package's GPT.
 
     python -m benchmarks.many_agents --steps 300000 --seeds 0 1
 
@@ -57,12 +57,14 @@ def sb3(task: str, steps: int, seed: int) -> dict[str, Any]:
     """Train and measure Stable-Baselines3's PPO."""
     import supersuit
     from stable_baselines3 import PPO
+    from stable_baselines3.common.utils import set_random_seed
 
     module = importlib.import_module(task)
     began = time.perf_counter()
     env = supersuit.pettingzoo_env_to_vec_env_v1(module.parallel_env())
     env = supersuit.concat_vec_envs_v1(env, NUM_ENVS, num_cpus=0, base_class="stable_baselines3")
-    model = PPO("MlpPolicy", env, batch_size=256, n_steps=128, seed=seed, device="cpu")
+    set_random_seed(seed)  # SuperSuit's environments take no seed
+    model = PPO("MlpPolicy", env, batch_size=256, n_steps=128, device="cpu")
     model.learn(steps)
     wall_s = time.perf_counter() - began
 
