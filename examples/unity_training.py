@@ -1,8 +1,8 @@
 """Train on a Unity build that runs on another machine, and act in it with what was learned.
 
-On the machine with the build: ``agentgpt serve unity:builds/3DBall.x86_64 --host 0.0.0.0``, with AGENTGPT_TOKEN set. On the
-machine that learns, with the same token: ``python examples/unity_training.py --url ws://sim-7:8000``. With ``--build PATH``
-in the place of ``--url``, the build runs here.
+On the machine with the build: ``agentgpt serve unity:builds/3DBall.x86_64 --host 0.0.0.0``, with AGENTGPT_TOKEN set.
+On the machine that learns, with the same token: ``python examples/unity_training.py --url ws://sim-7:8000``. With
+``--build PATH`` in the place of ``--url``, the build runs here.
 """
 
 from __future__ import annotations

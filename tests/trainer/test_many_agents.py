@@ -211,11 +211,3 @@ def test_unity_players_survive_crashes_and_late_behaviours_in_training(tmp_path:
     result = train(hp, run_dir=tmp_path / "run")
     assert result.env_steps >= 4000
     assert set(GPTPolicy.of_behaviors(result.bundle)) == {"Walker?team=0", "Late?team=0"}
-
-
-def test_more_agents_than_streams_take_those_of_the_idle(tmp_path: Path) -> None:
-    path = write_player(tmp_path, agents=6, periods=(1, 2, 3), length=12)
-    hp = _hyperparameters(env_id=path, max_steps=1500, num_envs=1, max_agents=6)
-    train(hp, run_dir=tmp_path / "run")
-    rows = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
-    assert rows[-1]["rollout/evicted"] == 0

@@ -179,6 +179,16 @@ def test_version_mismatch_tells_both_versions(tmp_path: Path) -> None:
         UnityAgents(path)
 
 
+def test_players_are_waited_for_on_loopback_only(tmp_path: Path) -> None:
+    env = UnityAgents(write_player(tmp_path, agents=1))
+    port = env._player._communicator.port
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    rows += [line.split() for line in Path("/proc/net/tcp6").read_text().splitlines()[1:]]
+    listening = [row[1].rpartition(":")[0] for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")]
+    assert listening == ["0100007F"]
+    env.close()
+
+
 def test_two_hosts_can_not_wait_for_one_editor() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from agentgpt_remote import RemoteEnv, RemoteParallelEnv, RemoteVectorEnv
 from agentgpt_remote.errors import ConfigError, InvalidArgument, PlayerFailed
 from agentgpt_remote.wrappers.remote_agents import RemoteAgents
 from agentgpt_remote.wrappers.unity.agents import UnityAgents
+from agentgpt_remote.wrappers.unity.player import EDITOR_PORT
 from tests.conftest import ServeFunction
 from tests.unity.echo import answer, answers
 from tests.unity.stand_in import write_player
@@ -129,6 +132,19 @@ def test_many_agents_in_a_single_env_name_the_class_to_use(tmp_path: Path, serve
     host = serve_here(f"unity:{write_player(tmp_path)}")
     with pytest.raises(ConfigError, match="use RemoteParallelEnv"):
         RemoteEnv(url=host.url)
+
+
+def test_source_unity_alone_waits_for_the_editor(tmp_path: Path, serve_here: ServeFunction) -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", EDITOR_PORT)) == 0:
+            pytest.skip(f"something listens on port {EDITOR_PORT}")
+    host = serve_here("unity:")
+    editor = subprocess.Popen([write_player(tmp_path, agents=2), "--mlagents-port", str(EDITOR_PORT)])
+    with RemoteAgents(url=host.url, connect_timeout_s=30.0) as env:
+        turns = env.reset()
+        turns = env.step(answers(env, turns))
+        assert len(turns["Walker?team=0"].acting.agent_ids) == 2
+    assert editor.wait(10) == 0
 
 
 def test_clients_reach_no_files_and_programs_of_the_host(tmp_path: Path, serve_here: ServeFunction) -> None:
