@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 from agentgpt_remote.policy.cache import Slots
 from agentgpt_remote.policy.config import GPTConfig
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """Return x with mean square 1; no gain, since the linear map that follows can express it."""
-    return F.rms_norm(x, (x.shape[-1],))
+from agentgpt_remote.policy.norms import rms_norm
 
 
 class RingStep(NamedTuple):

@@ -256,7 +256,7 @@ class PolicyEngine:
     def _next_token(self, decision: Decision, previous: Float32) -> Float32:
         """Return the model's outputs by the KV cache."""
         stale = self._stale[decision.index.at] & ~decision.is_first
-        if stale.any():
+        if np.count_nonzero(stale):
             self._rebuild(decision.index.rows[stale])
         return self.runner.step(decision.obs, previous, decision.is_first, decision.index, decision.pixels)
 

@@ -134,8 +134,7 @@ class SpaceFeatures:
     def _encode_leaf(self, leaf: Leaf, value: Any) -> Float32:
         array = np.asarray(value)
         array = array.reshape(array.shape[0], -1)
-        start = getattr(leaf.space, "start", 0) if leaf.kind == CATEGORICAL else 0
-        if np.any(start):
+        if leaf.kind == CATEGORICAL and np.any(start := getattr(leaf.space, "start", 0)):
             array = array - np.reshape(start, -1)
         return array.astype(np.float32, copy=False)
 
@@ -243,11 +242,10 @@ class ActionFeatures(SpaceFeatures):
     @staticmethod
     def _decode_box(space: Any, part: NDArray[Any], center: Any, half: Any) -> NDArray[Any]:
         value = (part.astype(np.float64) * half + center).reshape(-1, *space.shape)
-        if space.dtype.kind in "biu":
+        if space.dtype.kind in "biu":  # a cast would wrap what is out of bounds
             value = np.rint(value)
-        # Within the bounds after the cast as well: one such as 0.1 may not be a float32. np.clip takes far longer.
-        np.minimum(np.maximum(value, space.low, out=value), space.high, out=value)
-        cast: NDArray[Any] = value.astype(space.dtype)
+            np.minimum(np.maximum(value, space.low, out=value), space.high, out=value)
+        cast: NDArray[Any] = value.astype(space.dtype)  # np.clip takes far longer than the next line
         np.minimum(np.maximum(cast, space.low, out=cast), space.high, out=cast)
         return cast
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ from agentgpt_remote.spaces import space_from_dict
 METADATA_KEY = "agentgpt_bundle"
 _MAX_THREADS = 4
 _MAX_BINDINGS = 8
+
+_Layers = Float32 | list[Float32]  # arrays of one shape, in one array or apart
 
 
 class OnnxModel:
@@ -128,14 +130,14 @@ class Cache(Protocol):
     """Keys and values in rings, see :class:`~agentgpt_remote.policy.cache.KVCache`.
 
     Attributes:
-        keys: per layer, float32 (slots, heads, window, head_size).
+        keys: float32 (layers, slots, heads, window, head_size).
         values: the same.
         clock: int64 (slots,).
         length: int64 (slots,).
     """
 
-    keys: list[Float32]
-    values: list[Float32]
+    keys: Float32
+    values: Float32
     clock: Rows
     length: Rows
 
@@ -144,17 +146,16 @@ class ArrayCache:
     """A cache of its own arrays."""
 
     def __init__(self, config: GPTConfig, slots: int) -> None:
-        shape = (slots, config.num_heads, config.max_input_states, config.head_size)
-        self.keys: list[Float32] = [np.zeros(shape, np.float32) for _ in range(config.num_layers)]
-        self.values: list[Float32] = [np.zeros(shape, np.float32) for _ in range(config.num_layers)]
+        shape = (config.num_layers, slots, config.num_heads, config.max_input_states, config.head_size)
+        self.keys: Float32 = np.zeros(shape, np.float32)
+        self.values: Float32 = np.zeros(shape, np.float32)
         self.clock: Rows = np.zeros(slots, np.int64)
         self.length: Rows = np.zeros(slots, np.int64)
 
     def copy_from(self, other: ArrayCache) -> None:
         """Take the slots of a smaller cache."""
         count = len(other.clock)
-        for own, theirs in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
-            own[:count] = theirs
+        self.keys[:, :count], self.values[:, :count] = other.keys, other.values
         self.clock[:count], self.length[:count] = other.clock, other.length
 
 
@@ -164,12 +165,16 @@ class _Binding:
     Args:
         session: of the model.
         inputs: arrays by name, which calls change in place.
-        outputs: names.
+        outputs: groups of names; the outputs of a group have one shape and lie in one array.
         count: agents.
     """
 
     def __init__(
-        self, session: ort.InferenceSession, inputs: Mapping[str, NDArray[Any]], outputs: list[str], count: int
+        self,
+        session: ort.InferenceSession,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Sequence[list[str]],
+        count: int,
     ) -> None:
         self._session, self.inputs = session, inputs
         self._binding = session.io_binding()
@@ -177,13 +182,15 @@ class _Binding:
             self._binding.bind_cpu_input(name, array)
         shapes = {output.name: output.shape for output in session.get_outputs()}
         self._outputs: list[Float32] = []
-        for name in outputs:
-            array = np.empty([count if isinstance(size, str) else size for size in shapes[name]], np.float32)
-            self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-            self._outputs.append(array)
+        for names in outputs:
+            shape = [count if isinstance(size, str) else size for size in shapes[names[0]]]
+            arrays = np.empty((len(names), *shape), np.float32)
+            for name, array in zip(names, arrays, strict=True):
+                self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+            self._outputs.append(arrays)
 
     def run(self) -> list[Float32]:
-        """Return the outputs, which the next call overwrites."""
+        """Return the outputs of each group, which the next call overwrites."""
         self._session.run_with_iobinding(self._binding)
         return self._outputs
 
@@ -214,7 +221,7 @@ class OnnxRunner:
         self._rings = [*(key[0] for key, _ in names), *(value[0] for _, value in names)]
         self._bindings: dict[tuple[int, int], _Binding] = {}
         self._bound_cache: Cache | None = None
-        self._outputs = ["parameters", *(key[result] for key, _ in names), *(value[result] for _, value in names)]
+        self._outputs = ["parameters"], [key[result] for key, _ in names], [value[result] for _, value in names]
 
     def describe(self) -> dict[str, Any]:
         """Return which engine it is."""
@@ -241,7 +248,9 @@ class OnnxRunner:
         at: slice | Rows,
         pixels: UInt8 | None,
     ) -> Float32:
-        rings, clock = (*cache.keys, *cache.values), cache.clock[at]
+        params: Float32
+        keys: _Layers
+        values: _Layers
         tokens: dict[str, Any] = {"observation": obs, "previous_action": previous, "is_first": is_first}
         if pixels is not None:
             tokens["pixels"] = pixels
@@ -249,28 +258,37 @@ class OnnxRunner:
             binding = self._bound(at, tokens)
             for name, value in tokens.items():
                 binding.inputs[name][...] = value
-            params, *fresh = binding.run()
-            params = params.copy()
+            outputs, keys, values = binding.run()
+            params = outputs[0].copy()
         else:
-            feeds: dict[str, Any] = {name: np.ascontiguousarray(value, _dtype(name)) for name, value in tokens.items()}
-            feeds |= {"clock": clock, "length": cache.length[at]}
-            feeds |= {name: ring[at] for name, ring in zip(self._rings, rings, strict=True)}
-            params, *fresh = self.model.session.run(self._outputs, feeds)
-        ring_index = clock % self._window
-        if self.model.whole:
-            for ring, new in zip(rings, fresh, strict=True):
-                ring[at] = new
-        elif len(rows) == 1:
-            slot, place = int(rows[0]), int(ring_index[0])
-            for ring, new in zip(rings, fresh, strict=True):
-                ring[slot, :, place] = new[0, :, 0]
-        else:
-            for ring, new in zip(rings, fresh, strict=True):
-                ring[rows, :, ring_index] = new[:, :, 0]
+            params, keys, values = self._run_by_name(cache, tokens, at)
+        self._write(cache, keys, values, rows, at)
         cache.length[at] = np.minimum(np.where(is_first, 0, cache.length[at]) + 1, self._window)
-        cache.clock[at] = (clock + 1) % self._period
-        result: Float32 = params
-        return result
+        cache.clock[at] = (cache.clock[at] + 1) % self._period
+        return params
+
+    def _run_by_name(
+        self, cache: Cache, tokens: Mapping[str, NDArray[Any]], at: slice | Rows
+    ) -> tuple[Float32, _Layers, _Layers]:
+        """Return the outputs for any slots of any cache: the parameters, keys by layer and values by layer."""
+        feeds: dict[str, Any] = {name: np.ascontiguousarray(value, _dtype(name)) for name, value in tokens.items()}
+        feeds |= {"clock": cache.clock[at], "length": cache.length[at]}
+        feeds |= {name: ring[at] for name, ring in zip(self._rings, (*cache.keys, *cache.values), strict=True)}
+        params, *fresh = self.model.session.run([name for group in self._outputs for name in group], feeds)
+        return params, fresh[: len(cache.keys)], fresh[len(cache.keys) :]
+
+    def _write(self, cache: Cache, keys: _Layers, values: _Layers, rows: Rows, at: slice | Rows) -> None:
+        """Take what a run has made of the last token, or the whole rings, as the model gives them."""
+        ring_index = cache.clock[at] % self._window
+        for ring, new in ((cache.keys, keys), (cache.values, values)):
+            if self.model.whole:
+                for layer, fresh in zip(ring, new, strict=True):
+                    layer[at] = fresh
+            elif len(rows) == 1 and isinstance(new, np.ndarray):
+                ring[:, int(rows[0]), :, int(ring_index[0])] = new[:, 0, :, 0]
+            else:
+                for layer, fresh in zip(ring, new, strict=True):
+                    layer[rows, :, ring_index] = fresh[:, :, 0]
 
     def _bound(self, at: slice, tokens: Mapping[str, NDArray[Any]]) -> _Binding:
         """Return the binding of some consecutive slots of the cache."""
@@ -292,8 +310,7 @@ class OnnxRunner:
     def rebuild(self, rows: Rows, obs: Float32, previous: Float32, is_first: Bools, pixels: UInt8 | None) -> None:
         """Fill slots from the last tokens of their agents, one token after the other."""
         cache, _ = self._replay(obs, previous, is_first, pixels)
-        for ring, new in zip((*self.cache.keys, *self.cache.values), (*cache.keys, *cache.values), strict=True):
-            ring[rows] = new
+        self.cache.keys[:, rows], self.cache.values[:, rows] = cache.keys, cache.values
         self.cache.clock[rows], self.cache.length[rows] = cache.clock, cache.length
 
     def short(self, obs: Float32, previous: Float32, is_first: Bools, pixels: UInt8 | None) -> Float32:

@@ -99,7 +99,7 @@ class SharedCache:
     """A torch cache on the CPU as the arrays that another engine reads and writes."""
 
     def __init__(self, cache: KVCache) -> None:
-        self.keys = [layer.numpy() for layer in cache.keys]
-        self.values = [layer.numpy() for layer in cache.values]
+        self.keys: Float32 = cache.keys.numpy()
+        self.values: Float32 = cache.values.numpy()
         self.clock: Rows = np.asarray(cache.clock.numpy())
         self.length: Rows = np.asarray(cache.length.numpy())

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agentgpt_remote.policy.block import Block, RingStep, rms_norm
+from agentgpt_remote.policy.block import Block, RingStep
 from agentgpt_remote.policy.cache import KVCache, Slots
 from agentgpt_remote.policy.config import GPTConfig, rope_period
 from agentgpt_remote.policy.gpt2 import GPT2Block, layer_norm
+from agentgpt_remote.policy.norms import rms_norm
 
 
 def rope_table(head_size: int, window: int) -> Tensor:

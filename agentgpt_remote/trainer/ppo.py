@@ -101,7 +101,7 @@ class PPO:
         self.value_scale.update(fresh.to(self.device), self.critic.head, ranks=self.ranks)
         metrics = targets.metrics()
         store.trained[:] = store.position
-        metrics |= self._epochs(chunks, batch, progress)
+        metrics |= self.train_epochs(chunks, batch, progress)
         return metrics | {"train/trained_tokens": metrics["train/epochs"] * float(targets.trained.sum())}
 
     def _tune(self, targets_of: Callable[..., Targets], chunks: Chunks, batch: Batch, progress: float) -> None:
@@ -144,7 +144,17 @@ class PPO:
         index = torch.from_numpy(rows).to(self.device)
         return index[:half], index[len(rows) - half :]
 
-    def _epochs(self, chunks: Chunks, batch: Batch, progress: float) -> dict[str, float]:
+    def train_epochs(self, chunks: Chunks, batch: Batch, progress: float) -> dict[str, float]:
+        """Take every gradient step of an update.
+
+        Args:
+            chunks: of the actor's and the critic's inputs.
+            batch: what they are trained for.
+            progress: fraction of the run.
+
+        Returns:
+            Metrics, named ``train/...``, of the last epoch.
+        """
         count, steps = chunks.column.shape
         size = max(1, round(required(self.hp.batch_size) / steps))
         parts = self._minibatches(count, size)
