@@ -4,7 +4,9 @@
 
 All learn from as many decisions of agents and are measured on the same episodes: the mean return of an agent, with the
 likeliest actions and with sampled ones. SB3 learns through SuperSuit, as PettingZoo's tutorials do, with its defaults
-but for a batch of 256. Both have gamma 0.9, which suits episodes of 25 steps. Needs ``pip install supersuit stable-baselines3 mpe2``.
+but for a batch of 256. Both have gamma 0.9, which suits episodes of 25 steps.
+
+Needs ``pip install supersuit stable-baselines3 mpe2``.
 """
 
 from __future__ import annotations

@@ -34,9 +34,11 @@ def _listening(pid: int) -> int:
             continue
         if target.startswith("socket:["):
             inodes.add(target[8:-1])
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    assert all(row[1].startswith("0100007F") for row in rows if row[3] == "0A" and row[9] in inodes), "not on loopback"
-    return sum(row[3] == "0A" and row[9] in inodes for row in rows)
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    listening = [row[1].rpartition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes]
+    assert all(address.endswith("0100007F") for address in listening), "not on loopback"
+    return len(listening)
 
 
 @pytest.mark.slow
