@@ -103,6 +103,7 @@ class AgentsVector:
         self.render_mode = self.envs[0].render_mode
         self.behaviors: dict[str, Behavior] = {}
         self._acting: list[dict[str, tuple[str, ...]]] = [{} for _ in self.envs]
+        self._shares: list[dict[str, Any]] = []
         self._add_behaviors()
 
     def _add_behaviors(self) -> None:
@@ -139,10 +140,15 @@ class AgentsVector:
 
     def step(self, actions: Mapping[str, Any]) -> Turns:
         """Step all environments; see :class:`~agentgpt_remote.agents.MultiAgentEnv`."""
+        self.send(actions)
+        return self.receive()
+
+    def send(self, actions: Mapping[str, Any]) -> None:
+        """Take actions; an environment that works in a process of its own does so from here on, all of them at once."""
         needed = {name: [one for ids in self._acting for one in ids.get(name, ())] for name in self.behaviors}
         check_counts(self.behaviors, needed, actions)
         starts = dict.fromkeys(self.behaviors, 0)
-        shares = []
+        self._shares = []
         for acting in self._acting:
             share = {}
             for name, ids in acting.items():
@@ -150,15 +156,16 @@ class AgentsVector:
                 starts[name] = start + len(ids)
                 if ids:
                     share[name] = take_rows(actions[name], range(start, starts[name]))
-            shares.append(share)
-        start_all = [(env, share) for env, share in zip(self.envs, shares, strict=True)]
-        # What can be stepped ahead of the answer (a process of its own) is: all of them then step at once.
-        for env, share in start_all:
+            self._shares.append(share)
+        for env, share in zip(self.envs, self._shares, strict=True):
             send = getattr(env, "send", None)
             if send is not None:
                 send(share)
+
+    def receive(self) -> Turns:
+        """Step the environments that have not begun to, and return what all brought."""
         results = []
-        for env, share in start_all:
+        for env, share in zip(self.envs, self._shares, strict=True):
             receive = getattr(env, "receive", None)
             turns = [env.step(share) if receive is None else receive()]
             if env.is_over:

@@ -123,6 +123,9 @@ class HostedEnv:
             **self._described,
         )
 
+    def begin(self, envelope: Envelope) -> None:
+        """Do what of a request takes no time and need not wait for the session's thread, which executes it then."""
+
     def execute(self, envelope: Envelope) -> Reply:
         """Execute a request and return its reply, which is an error where it raised.
 

@@ -8,7 +8,7 @@ from typing import Any
 from agentgpt_remote.agent_codec import HostAgentsCodec
 from agentgpt_remote.errors import ProtocolError
 from agentgpt_remote.packing import pack_value
-from agentgpt_remote.protocol import Envelope
+from agentgpt_remote.protocol import Envelope, Kind
 from agentgpt_remote.server.agent_sources import AgentsVector
 from agentgpt_remote.server.hosted import HostedEnv, unpack_values
 from agentgpt_remote.steps import Payload
@@ -22,6 +22,7 @@ class HostedAgents(HostedEnv):
     """As :class:`HostedEnv`, for a :class:`~agentgpt_remote.agents.MultiAgentEnv`."""
 
     def _prepare(self) -> dict[str, Any]:
+        self._begun: tuple[int, Exception | None] | None = None  # the request whose actions were sent, or why not
         self._agents = HostAgentsCodec(self._env.behaviors)
         known = list(getattr(self._env, "agent_ids", ()))
         return {"observation_space": {}, "action_space": {}, "behaviors": self._agents.describe(), "agent_ids": known}
@@ -33,12 +34,31 @@ class HostedAgents(HostedEnv):
         seed, options = self._agents.decode_reset(envelope)
         return self._agents.encode(self._env.reset(seed=seed, options=options))
 
-    def _step(self, envelope: Envelope) -> Payload:
+    def begin(self, envelope: Envelope) -> None:
+        """Send the actions of a step on to players, which work while the session's thread is being woken."""
+        self._begun = None
+        if envelope.kind != Kind.STEP or not hasattr(self._env, "send"):
+            return
+        failure: Exception | None = None
         try:
-            actions = self._agents.decode_actions(envelope)
+            self._env.send(self._decoded(envelope))
+        except Exception as error:  # noqa: BLE001 - raised where the step is executed
+            failure = error
+        self._begun = envelope.sequence, failure
+
+    def _decoded(self, envelope: Envelope) -> dict[str, Any]:
+        try:
+            return self._agents.decode_actions(envelope)
         except (TypeError, struct.error) as error:
             raise ProtocolError(f"the actions do not have the layout of the behaviours: {error}") from error
-        return self._agents.encode(self._env.step(actions))
+
+    def _step(self, envelope: Envelope) -> Payload:
+        begun, self._begun = self._begun, None
+        if begun is None or begun[0] != envelope.sequence:
+            return self._agents.encode(self._env.step(self._decoded(envelope)))
+        if begun[1] is not None:
+            raise begun[1]
+        return self._agents.encode(self._env.receive())
 
     def _call(self, envelope: Envelope) -> Payload:
         operation, name, args, kwargs = unpack_values(envelope, 4)

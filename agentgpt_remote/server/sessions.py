@@ -124,6 +124,8 @@ class Session:
                 if reply is None:
                     reply = self._give_up(envelope)
                 return self._numbering.answer(envelope.sequence, self._checked(envelope, reply))
+            if self._executing is None or self._executing.done():
+                self._env.begin(envelope)
             self._executing = asyncio.ensure_future(self._execute_in_thread(envelope, pace))
         if self._executing is None:
             raise ProtocolError(f"request {envelope.sequence} is neither executed nor executing")
