@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -133,9 +134,26 @@ def unpack_archive(archive: Path, folder: Path, uri: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(archive, "r:gz") as packed:
-            packed.extractall(folder, filter="data")
+            for member in packed:
+                _unpack_member(packed, member, folder)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise CloudError(f"{uri} can't be unpacked: {error}") from error
+
+
+def _unpack_member(packed: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Write one file or folder of an archive (``extractall(filter="data")`` is not in every Python 3.11)."""
+    target = (folder / member.name).resolve()
+    if not target.is_relative_to(folder.resolve()):
+        raise tarfile.ExtractError(f"{member.name} would be written outside of {folder}")
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    content = packed.extractfile(member) if member.isfile() else None
+    if content is None:
+        raise tarfile.ExtractError(f"{member.name} is neither a file nor a folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with content, target.open("wb") as written:
+        shutil.copyfileobj(content, written)
 
 
 def pack_archive(folder: Path, path: Path) -> None:
