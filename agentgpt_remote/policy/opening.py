@@ -58,10 +58,6 @@ class OpenedPolicy:
         self.is_file = self.path.suffix == ONNX_SUFFIX
         if self.is_file and behavior is not None:
             raise ConfigError(f"behavior={behavior!r} for {self.path}: an exported file holds one policy; leave it out")
-        if not self.is_file:
-            from agentgpt_remote.policy.bundle_files import behavior_folder
-
-            self.path = behavior_folder(self.path, behavior)
         if self.is_file:
             if engine not in ("auto", "onnx"):
                 raise ConfigError(f"engine={engine!r} for {self.path}: an exported file runs by engine='onnx' only")
@@ -69,6 +65,10 @@ class OpenedPolicy:
         if engine == "onnx" and device != "cpu":
             raise ConfigError(f"engine='onnx' with device={device!r}: ONNX Runtime is used on the CPU; expected 'cpu'")
         self._engine, self._why = self._resolved(engine)
+        if not self.is_file:
+            from agentgpt_remote.policy.bundle_files import behavior_folder
+
+            self.path = behavior_folder(self.path, behavior)
         self.runner = self._runner(max_agents)
         self.observation_space: Space[Any] = self.runner.model.observation_space
         self.action_space: Space[Any] = self.runner.model.action_space
