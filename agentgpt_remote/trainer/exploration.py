@@ -126,7 +126,12 @@ class Explorer:
         self.parameter_noise = [each for each in (self._continuous, self._discrete) if each.type == "parameter_noise"]
 
     def draw(
-        self, distribution: JointDistribution, streams: slice, is_first: Tensor, env_steps: int, progress: float
+        self,
+        distribution: JointDistribution,
+        streams: slice | Tensor,
+        is_first: Tensor,
+        env_steps: int,
+        progress: float,
     ) -> tuple[Tensor, Tensor]:
         """Return compact actions, (n, columns), and the log-probability with which they were drawn, (n,).
 

@@ -22,7 +22,7 @@ from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.offers import free_envs, host_health
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 
-_RESUME_WINDOW_S = 5.0
+RESUME_WINDOW_S = 5.0
 _FREE_POLL_S, _FREE_MARGIN_S = 0.5, 10.0
 Tokens = str | Mapping[str, str] | None
 logger = logging.getLogger("agentgpt_remote.trainer")
@@ -161,7 +161,7 @@ class _LaneMaker:
             connect = item.connect
             if connect is None:
                 raise ConnectionLost(f"{item.name} can't be opened again")
-            envs = connect(min(item.size, _room(host_health(item.url), item.size)))
+            envs = connect(min(item.size, room_of(host_health(item.url), item.size)))
             try:
                 check_same_spaces([self._first, envs], [self._first_name, item.name])
                 return self(item, envs)
@@ -172,7 +172,7 @@ class _LaneMaker:
         return open_lane
 
 
-def _split(total: int, lanes: int) -> list[int]:
+def split_envs(total: int, lanes: int) -> list[int]:
     """Return sizes of at most so many lanes that add up to the total."""
     lanes = min(lanes, total)
     return [total // lanes + (index < total % lanes) for index in range(lanes)]
@@ -181,7 +181,7 @@ def _split(total: int, lanes: int) -> list[int]:
 def _open_local(hyperparameters: Hyperparameters, stack: contextlib.ExitStack) -> list[_Opened]:
     source = str(hyperparameters.env_id)
     host = stack.enter_context(LocalHost(source))
-    sizes = _split(hyperparameters.num_envs, hyperparameters.lanes_per_host)
+    sizes = split_envs(hyperparameters.envs_per_host, hyperparameters.lanes_per_host)
     return [
         _Opened(f"{source}/{lane}", stack.enter_context(_connect(host.url, host.token, size, hyperparameters)))
         for lane, size in enumerate(sizes)
@@ -210,16 +210,16 @@ def _open_remote(
     opened: list[_Opened] = []
     unreachable: dict[str, ConnectionLost | RemoteTimeout] = {}
     # With other hosts to go on with, a lost one is not waited for as long as a single one.
-    resume_window_s = _RESUME_WINDOW_S if len(hosts) > 1 or not alone else None
+    resume_window_s = RESUME_WINDOW_S if len(hosts) > 1 or not alone else None
     for name, host in hosts.items():
-        url, own_token = host.env_endpoint, _token_of(host.env_endpoint, token)
+        url, own_token = host.env_endpoint, token_of(host.env_endpoint, token)
         connect = functools.partial(_connect, url, own_token, hp=hyperparameters, resume_window_s=resume_window_s)
         try:
             envs: Sequence[RemoteVectorEnv | None] = _open_host(host, connect, hyperparameters, stack, should_stop)
             sizes = [env.num_envs for env in envs if env is not None]
         except (ConnectionLost, RemoteTimeout) as error:
             unreachable[name] = error
-            sizes = _split(host.num_agents or hyperparameters.num_envs, hyperparameters.lanes_per_host)
+            sizes = split_envs(host.num_agents or hyperparameters.envs_per_host, hyperparameters.lanes_per_host)
             envs = [None] * len(sizes)
         opened += [
             _Opened(f"{name}/{lane}", env, size, connect, url)
@@ -252,8 +252,10 @@ def _open_host(
         told = host_health(url)
         try:
             with contextlib.ExitStack() as attempt:
-                total = host.num_agents or _room(told, hyperparameters.num_envs)
-                envs = [attempt.enter_context(connect(size)) for size in _split(total, hyperparameters.lanes_per_host)]
+                total = host.num_agents or room_of(told, hyperparameters.envs_per_host)
+                envs = [
+                    attempt.enter_context(connect(size)) for size in split_envs(total, hyperparameters.lanes_per_host)
+                ]
                 stack.enter_context(attempt.pop_all())
                 return envs
         except CapacityReached:
@@ -266,7 +268,8 @@ def _open_host(
             time.sleep(_FREE_POLL_S)
 
 
-def _token_of(url: str, tokens: Tokens) -> str | None:
+def token_of(url: str, tokens: Tokens) -> str | None:
+    """Return the token of a host."""
     return tokens if tokens is None or isinstance(tokens, str) else tokens.get(url, tokens.get(""))
 
 
@@ -289,10 +292,10 @@ def _connect(
 
 def offered_envs(url: str, wanted: int) -> int:
     """Return how many environments a host has free; ``wanted`` where it has no limit or does not tell."""
-    return _room(host_health(url), wanted)
+    return room_of(host_health(url), wanted)
 
 
-def _room(told: Mapping[str, Any], wanted: int) -> int:
+def room_of(told: Mapping[str, Any], wanted: int) -> int:
     """Return how many environments are free, those of lost sessions included: they will be."""
     room = free_envs(told, with_lost=True)
     return wanted if room is None else max(1, room)

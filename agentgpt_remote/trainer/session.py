@@ -139,7 +139,16 @@ class TrainingSession:
             hp.exploration, required(hp.learning_starts), actions.numeric_width, num_agents, self.generator
         )
         self.acting = copy.deepcopy(self.model) if explorer.parameter_noise else self.model
-        self.collector = Collector(
+        self.collector = self._make_collector(lanes, absent, explorer)
+        self.lag = PolicyLag()
+        self.best = BestPolicy()
+        self._since_refresh = 0
+        self.resumes = 0
+        self._resumed_lanes: list[dict[str, Any]] = []
+
+    def _make_collector(self, lanes: list[Lane], absent: Sequence[AbsentLane], explorer: Explorer) -> Collector:
+        hp = self.hp
+        return Collector(
             lanes,
             self.acting,
             self.store,
@@ -149,11 +158,6 @@ class TrainingSession:
             absent=absent,
             host_wait_s=hp.host_wait_s,
         )
-        self.lag = PolicyLag()
-        self.best = BestPolicy()
-        self._since_refresh = 0
-        self.resumes = 0
-        self._resumed_lanes: list[dict[str, Any]] = []
 
     def _make_learner(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PPO | OffPolicy:
         if self.hp.algorithm == "offpolicy":

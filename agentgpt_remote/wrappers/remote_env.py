@@ -105,8 +105,10 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
         self._last: Any = None
         self._last_frame: Any = None
         with fixed_type_errors():
-            self._request = open_request(render_mode, env_kwargs)
+            if url is None:
+                source = named_source(source, env_kwargs)
             source = named_source(source)
+            self._request = open_request(render_mode, env_kwargs)
             self._connect(find_hosts(source, url, token, workers), timeouts, owned=url is None)
             try:
                 self._host = self._sessions.hosts[0]
