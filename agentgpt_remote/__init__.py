@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agentgpt_remote.trainer.run import TrainingRun
     from agentgpt_remote.wrappers.launcher import EnvLauncher
     from agentgpt_remote.wrappers.remote_env import RemoteEnv
+    from agentgpt_remote.wrappers.remote_parallel_env import RemoteParallelEnv
     from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 
 _MODULES = {
@@ -34,6 +35,7 @@ _MODULES = {
     "GPTPolicy": "agentgpt_remote.policy.gpt_policy",
     "Hyperparameters": "agentgpt_remote.trainer.hyperparameters",
     "RemoteEnv": "agentgpt_remote.wrappers.remote_env",
+    "RemoteParallelEnv": "agentgpt_remote.wrappers.remote_parallel_env",
     "RemoteVectorEnv": "agentgpt_remote.wrappers.remote_vector_env",
     "SageMakerConfig": "agentgpt_remote.cloud.config",
     "TrainingRun": "agentgpt_remote.trainer.run",
@@ -49,6 +51,7 @@ __all__ = [
     "GPTPolicy",
     "Hyperparameters",
     "RemoteEnv",
+    "RemoteParallelEnv",
     "RemoteVectorEnv",
     "SageMakerConfig",
     "TrainingRun",

@@ -34,8 +34,8 @@ class AgentGPT:
 
         Args:
             hyperparameters: what to learn and how; ``env_id`` or ``env_hosts`` name the environments.
-            env: environments instead of those: a :class:`RemoteEnv`, a :class:`RemoteVectorEnv`, the URL
-                of a host, or a list of them.
+            env: environments instead of those: a :class:`RemoteEnv`, a :class:`RemoteVectorEnv`, a
+                :class:`RemoteParallelEnv`, the URL of a host, or a list of them.
             run_id: name of the run's folder; by default the environment's id, with a number where it is taken.
             runs_dir: folder of all runs.
             force: replace an existing run of that id.
@@ -62,6 +62,7 @@ class AgentGPT:
         watch: bool = False,
         max_agents: int | None = None,
         engine: Engine = "auto",
+        behavior: str | None = None,
     ) -> GPTPolicy:
         """Start a policy server on this machine and return a policy that acts through it.
 
@@ -75,6 +76,7 @@ class AgentGPT:
             watch: take new weights when the bundle changes, as while it is being trained.
             max_agents: most agents at once; by default as many as fit in 4 GiB.
             engine: what runs the model, see :class:`GPTPolicy`.
+            behavior: whose policy is returned, where the bundle holds several; the server has all of them.
 
         Returns:
             A policy; closing it ends the server, and so does the end of this process.
@@ -86,7 +88,7 @@ class AgentGPT:
         server = LocalPolicyServer(
             bundle, host=host, port=port, token=token, watch=watch, max_agents=max_agents, engine=engine
         )
-        return server.policy(deterministic=deterministic, seed=seed)
+        return server.policy(deterministic=deterministic, seed=seed, behavior=behavior)
 
     @staticmethod
     def train_on_cloud(

@@ -18,9 +18,11 @@ Each class also inherits the builtin that users already catch::
     ├── InvalidObservation (ValueError)       an observation that does not fit the policy's space
     ├── UnknownAgent (KeyError)               an agent id that the policy does not hold
     ├── ConfigError (ValueError)              a hyperparameter or an option is unknown or out of range
+    │   └── ManyAgents                        the environment has many agents, and the client acts for one
     ├── BundleError (ValueError)              a policy bundle is missing, damaged or of another version
     ├── RunExists (FileExistsError)           a run id that is taken, without resume or force
     ├── PortInUse (OSError)                   another process listens on the port
+    ├── PlayerFailed (RuntimeError)           a Unity player did not start, ended, or hangs
     ├── RenderError (RuntimeError)            an environment or this machine can't show what happens
     ├── ChildProcessFailed (RuntimeError)     a process that the package started ended early
     ├── CloudError (RuntimeError)             a cloud refused or failed what was asked of it
@@ -118,6 +120,10 @@ class ConfigError(AgentGPTError, ValueError):
     """A hyperparameter or an option that is unknown, of the wrong type or out of range."""
 
 
+class ManyAgents(ConfigError):
+    """The environment has many agents, and the client acts for one."""
+
+
 class BundleError(AgentGPTError, ValueError):
     """A policy bundle that is missing, damaged or of another format version."""
 
@@ -136,6 +142,10 @@ class RenderError(AgentGPTError, RuntimeError):
 
 class ChildProcessFailed(AgentGPTError, RuntimeError):
     """A process that the package started ended before it was ready, or unexpectedly."""
+
+
+class PlayerFailed(AgentGPTError, RuntimeError):
+    """A Unity player could not be started, ended, closed its connection, or hangs; it is gone."""
 
 
 class CloudError(AgentGPTError, RuntimeError):
@@ -176,6 +186,9 @@ _EXTRA_OF_MODULE = {
     "moto": "rehearse",
     "onnxruntime": "onnx",
     "cryptography": "tls",
+    "pettingzoo": "pettingzoo",
+    "mlagents_envs": "unity",
+    "grpc": "unity",
     "imageio_ffmpeg": "video",
     "pygame": "video",
     "huggingface_hub": "hub",

@@ -45,7 +45,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Open(msgspec.Struct, kw_only=True, tag="open", tag_field="message"):
-    """Ask for a session: a single env, or a vector env where ``num_envs`` is given (0: as many as the host says)."""
+    """Ask for a session: a single env, or a vector env where ``num_envs`` is given (0: as many as the host says).
+
+    With ``agents`` it is one of environments of many agents (``agent_codec.py``).
+    """
 
     protocol: int = PROTOCOL_VERSION
     versions: dict[str, str] = {}
@@ -54,6 +57,7 @@ class Open(msgspec.Struct, kw_only=True, tag="open", tag_field="message"):
     autoreset_mode: str | None = None
     render_mode: str | None = None
     kwargs: bytes = b""
+    agents: bool = False
 
 
 class Resume(msgspec.Struct, kw_only=True, tag="resume", tag_field="message"):
@@ -77,7 +81,10 @@ def resume_proof(session_id: str, secret: str, attempt: int) -> bytes:
 
 
 class Opened(msgspec.Struct, kw_only=True, tag="opened", tag_field="message"):
-    """The session and its environments; spaces as ``space_to_dict`` describes them."""
+    """The session and its environments; spaces as ``space_to_dict`` describes them.
+
+    A session of many agents tells its ``behaviors`` and the ids that are known beforehand, and no other spaces.
+    """
 
     protocol: int = PROTOCOL_VERSION
     versions: dict[str, str] = {}
@@ -92,6 +99,8 @@ class Opened(msgspec.Struct, kw_only=True, tag="opened", tag_field="message"):
     render_mode: str | None
     spec: dict[str, Any] | None
     limits: Limits
+    behaviors: list[dict[str, Any]] | None = None
+    agent_ids: list[str] = []
 
 
 class Resumed(msgspec.Struct, kw_only=True, tag="resumed", tag_field="message"):

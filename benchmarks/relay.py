@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 from agentgpt_remote import RemoteVectorEnv, __version__
-from agentgpt_remote.metrics import read_metrics
 from agentgpt_remote.processes import ChildProcess, read_payload, report_ready
 from agentgpt_remote.server.listening import listening, parse_address
 from benchmarks.contenders import Row, beside, in_groups, print_rows
@@ -144,13 +143,11 @@ def _train(hosts: int, total_envs: int, vector_steps: int) -> None:
             use_tensorboard=False,
             eval_interval_steps=0,
         )
-        trained = train(hyperparameters, run_dir=Path(folder) / "run", on_progress=mark)
-        learn_s = sum(row.get("time/learn_s", 0.0) for row in list(read_metrics(trained.run_dir / "metrics.jsonl"))[1:])
+        train(hyperparameters, run_dir=Path(folder) / "run", on_progress=mark)
     (first_steps, first_s), (last_steps, last_s) = marks[0], marks[-1]
     steps, spent_s = last_steps - first_steps, last_s - first_s
     told = {
         "us_per_step": 1e6 * spent_s / steps,
-        "collecting_us_per_step": 1e6 * (spent_s - learn_s) / steps,
         "mb_per_host": (joined_mb - empty_mb) / hosts,
         "env_steps": last_steps,
     }
@@ -165,20 +162,16 @@ def scale(setting: Setting, plot: Path | None = None) -> list[Row]:
     rows = []
     for hosts in HOSTS[1:]:
         many = figures[hosts]
-        for name, words, bar in (
-            ("us_per_step", "us of processor time per step", 1.3),
-            ("collecting_us_per_step", "the same without learning", None),
-        ):
-            rows.append(
-                Row(
-                    measure=f"{TOTAL_ENVS} envs: {words}, {hosts} hosts / {HOSTS[0]} hosts",
-                    baseline=few[name],
-                    ours=many[name],
-                    ratios=[many[name] / few[name]],
-                    bar=bar,
-                    below=True,
-                )
+        rows.append(
+            Row(
+                measure=f"{TOTAL_ENVS} envs: us of processor time per step, {hosts} hosts / {HOSTS[0]} hosts",
+                baseline=few["us_per_step"],
+                ours=many["us_per_step"],
+                ratios=[many["us_per_step"] / few["us_per_step"]],
+                bar=1.3,
+                below=True,
             )
+        )
         rows.append(
             Row(
                 measure=f"MB of the trainer and its relay for each of {hosts} hosts / 1 MB",
@@ -196,11 +189,9 @@ def _draw(figures: dict[int, dict[str, float]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6, 4))
-    for name, label in (("us_per_step", "all"), ("collecting_us_per_step", "without learning")):
-        axis.plot(list(figures), [each[name] for each in figures.values()], marker="o", label=label)
+    axis.plot(list(figures), [each["us_per_step"] for each in figures.values()], marker="o")
     axis.set(xscale="log", xlabel="hosts", ylabel="processor time per env step [us]", ylim=(0, None))
     axis.set_title(f"One trainer, {TOTAL_ENVS} environments in all")
-    axis.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 

@@ -15,7 +15,8 @@ from typing import Any
 import gymnasium as gym
 
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
-from agentgpt_remote.trainer.loop import TrainingResult, train
+from agentgpt_remote.trainer.loop import train
+from agentgpt_remote.trainer.results import TrainingResult
 from benchmarks.common import parse_overrides, parser, print_table, write_report
 
 
@@ -26,7 +27,7 @@ def run_once(where: str, env_id: str, values: dict[str, Any]) -> TrainingResult:
             return train(Hyperparameters(env_id=env_id, **values), run_dir=Path(scratch))
         hyperparameters = Hyperparameters(**values)
         lanes = hyperparameters.lanes_per_host or 1
-        made = [gym.make_vec(env_id, num_envs=hyperparameters.num_envs // lanes) for _ in range(lanes)]
+        made = [gym.make_vec(env_id, num_envs=hyperparameters.envs_per_host // lanes) for _ in range(lanes)]
         try:
             return train(hyperparameters, run_dir=Path(scratch), envs=made)
         finally:

@@ -53,13 +53,18 @@ def run(
     ] = "auto",
 ) -> None:
     """Serve a policy until Ctrl-C; `GPTPolicy(url)` acts with it."""
-    from agentgpt_remote.policy.opening import OpenedPolicy
+    from agentgpt_remote.policy.opening import open_policies
     from agentgpt_remote.policy.runner import check_engine
     from agentgpt_remote.policy.server import PolicyServerOptions, serve_policy
 
     def announce(url: str) -> None:
-        print(f'serving {bundle} at {url}; act with GPTPolicy("{url}"){tls_note(tls)}; Ctrl-C ends it', flush=True)
-        told = opened.runner.describe()
+        named = f", behavior={next(iter(opened))!r}" if len(opened) > 1 else ""
+        print(
+            f'serving {bundle} at {url}; act with GPTPolicy("{url}"{named}){tls_note(tls)}; Ctrl-C ends it', flush=True
+        )
+        if named:
+            print(f"behaviours: {', '.join(opened)}", flush=True)
+        told = next(iter(opened.values())).runner.describe()
         print(f"engine {told['engine']}: {told['why']}", flush=True)
 
     batch_wait_s = None if batch_wait_ms is None else batch_wait_ms / 1000
@@ -68,7 +73,7 @@ def run(
     )
     use_trust(None, None, insecure=insecure)
     tls = server_tls(tls_cert, tls_key, tls_self_signed, host)
-    opened = OpenedPolicy(bundle, engine=options.engine, max_agents=max_agents)
+    opened = open_policies(bundle, engine=options.engine, max_agents=max_agents)
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
         serve_policy(opened, host=host, port=port, token=token, tls=tls, options=options, on_ready=announce)
 

@@ -12,6 +12,7 @@ from agentgpt_remote.cli.options import ClientToken, Json, is_url
 from agentgpt_remote.errors import ConfigError
 
 if TYPE_CHECKING:
+    from agentgpt_remote.trainer.agent_evaluation import AgentEvaluation
     from agentgpt_remote.trainer.evaluation import Evaluation
 
 _COLUMNS = {
@@ -37,8 +38,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Play whole episodes with a policy and print the returns: with the likeliest actions, then with sampled ones."""
-    from agentgpt_remote import GPTPolicy
-    from agentgpt_remote.trainer.evaluation import evaluate_source
+    from agentgpt_remote.trainer.agent_evaluation import evaluate_any
 
     if greedy and sampled:
         raise ConfigError("--greedy and --sampled exclude each other: leave both out to play in both ways")
@@ -48,35 +48,54 @@ def evaluate(
         if {"greedy": sampled, "sampled": greedy}[name]:
             continue
         # A policy of its own each time: its draws are then those of a policy that does only this.
-        with GPTPolicy(bundle, deterministic=name == "greedy", seed=seed, token=policy_token) as policy:
-            results[name] = evaluate_source(policy, source, episodes=episodes, seed=seed, token=token)
+        results[name] = evaluate_any(
+            bundle,
+            source,
+            episodes=episodes,
+            seed=seed,
+            deterministic=name == "greedy",
+            policy_token=policy_token,
+            token=token,
+        )
     if as_json:
         print(json.dumps(_summary(results)))
     else:
         _print_table(results)
 
 
-def _summary(results: Mapping[str, Evaluation]) -> dict[str, Any]:
+def _summary(results: Mapping[str, Evaluation | AgentEvaluation]) -> dict[str, Any]:
     """Return each way's figures by its name, and those of the first one beside them."""
     told = {name: result.to_dict() for name, result in results.items()}
     return {**next(iter(told.values())), **told}
 
 
-def _print_table(results: Mapping[str, Evaluation]) -> None:
+def _print_table(results: Mapping[str, Evaluation | AgentEvaluation]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    first = next(iter(results.values()))
+    first = _together(next(iter(results.values())))
     print(
         f"{first.episodes} episodes: return {first.mean:.2f} ± {first.std:.2f} "
         f"(min {first.min:.2f}, max {first.max:.2f}), length {first.episode_length:.1f}"
     )
-    table = Table("actions", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("actions", no_wrap=True)
     for title in _COLUMNS:
         table.add_column(title, justify="right", no_wrap=True)
     for name, result in results.items():
-        told = result.to_dict()
-        table.add_row(name, *(f"{told[field]:.2f}" for field in _COLUMNS.values()))
+        rows = {name: _together(result)}
+        for behavior, own in getattr(result, "behaviors", {}).items():
+            rows[f"{name} {behavior}"] = own
+        for title, row in rows.items():
+            told = row.to_dict()
+            table.add_row(title, *(f"{told[field]:.2f}" for field in _COLUMNS.values()))
     console = Console()
     # A pipe has no width of its own, and figures must not be cut there.
     console.print(table, width=None if console.is_terminal else _PIPE_WIDTH)
+
+
+def _together(result: Evaluation | AgentEvaluation) -> Evaluation:
+    """Return the figures of all agents together."""
+    from agentgpt_remote.trainer.agent_evaluation import AgentEvaluation
+
+    return result.together if isinstance(result, AgentEvaluation) else result

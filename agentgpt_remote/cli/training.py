@@ -33,7 +33,7 @@ from agentgpt_remote.errors import ConfigError
 
 if TYPE_CHECKING:
     from agentgpt_remote.trainer.evaluation import Evaluation
-    from agentgpt_remote.trainer.loop import TrainingResult
+    from agentgpt_remote.trainer.results import TrainingResult
 
 EVALUATION_EPISODES = 20
 _FIRST_HOST_WAIT_S = 3600.0
@@ -149,7 +149,6 @@ def _train(
     as_json: bool,
 ) -> None:
     """Train, evaluate and print."""
-    from agentgpt_remote.policy.provenance import note_evaluation
     from agentgpt_remote.trainer.hyperparameters import Hyperparameters
     from agentgpt_remote.trainer.ranks import join_ranks
 
@@ -171,7 +170,6 @@ def _train(
     evaluation = None
     if not result.stopped:
         evaluation = _evaluate(result.bundle, source, hyperparameters.seed, token)
-        note_evaluation(result.bundle, evaluation.to_dict())
     if as_json:
         print(json.dumps(_summary(result, evaluation)))
     else:
@@ -195,11 +193,27 @@ def _prepare(
 
 def _evaluate(bundle: Path, source: str, seed: int, token: str | None) -> Evaluation:
     """Play greedy episodes through a policy server, with environments that training has not seen."""
+    from agentgpt_remote.policy.bundle_files import behavior_folders
     from agentgpt_remote.policy.local_server import LocalPolicyServer
-    from agentgpt_remote.trainer.evaluation import evaluate_source
+    from agentgpt_remote.policy.provenance import note_evaluation
+    from agentgpt_remote.trainer.agent_evaluation import AgentEvaluation, evaluate_any
 
-    with LocalPolicyServer(bundle).policy() as policy:
-        return evaluate_source(policy, source, episodes=EVALUATION_EPISODES, seed=seed + 1_000_003, token=token)
+    with LocalPolicyServer(bundle) as server:
+        result = evaluate_any(
+            server.url,
+            source,
+            episodes=EVALUATION_EPISODES,
+            seed=seed + 1_000_003,
+            policy_token=server.token,
+            token=token,
+        )
+    if not isinstance(result, AgentEvaluation):
+        note_evaluation(bundle, result.to_dict())
+        return result
+    folders = behavior_folders(bundle)
+    for name, own in result.behaviors.items():
+        note_evaluation(folders[name], own.to_dict())
+    return result.together
 
 
 def _summary(result: TrainingResult, evaluation: Evaluation | None) -> dict[str, Any]:

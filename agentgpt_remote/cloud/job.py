@@ -189,8 +189,13 @@ class CloudTrainingRun(TrainingRun):
                 self._aws.client("sagemaker").stop_training_job(TrainingJobName=self.run_id)
         return self.wait(timeout_s)
 
-    def policy(self, *, deterministic: bool = True, seed: int | None = None) -> GPTPolicy:
+    def policy(self, *, deterministic: bool = True, seed: int | None = None, behavior: str | None = None) -> GPTPolicy:
         """Download the policy that the job has trained so far, and return it in this process.
+
+        Args:
+            deterministic: take the likeliest action instead of sampling.
+            seed: seed of sampling.
+            behavior: whose policy, where the job trains several.
 
         Raises:
             BundleError: the job has written none yet.
@@ -202,7 +207,7 @@ class CloudTrainingRun(TrainingRun):
             fetch_archive(self._aws, self.model_data, folder)
         elif not self._fetch_bundle(folder):
             raise BundleError(f"job {self.run_id} has written no policy yet; wait for its first checkpoint")
-        return super().policy(deterministic=deterministic, seed=seed)
+        return super().policy(deterministic=deterministic, seed=seed, behavior=behavior)
 
     def _exists(self, uri: str) -> bool:
         client = self._aws.client("s3")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from agentgpt_remote.policy.config import GPTConfig
 from agentgpt_remote.spaces import space_from_dict
 
 FORMAT_VERSION = 1
+BEHAVIORS_FIELD = "behaviors"  # of a bundle of several policies: the folder of each, by the behaviour's name
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SIZE_LIMITS = {CONFIG_FILE: 64 * 2**20, WEIGHTS_FILE: 16 * 2**30}  # bytes; nothing larger is read, here or from a hub
 
 
@@ -65,6 +69,8 @@ def read_bundle(path: str | Path) -> BundleFiles:
     """
     folder = Path(path)
     fields = _read_config(folder)
+    if BEHAVIORS_FIELD in fields:
+        raise BundleError(_several(folder, behavior_folders(folder)))
     try:
         return BundleFiles(
             path=folder,
@@ -77,6 +83,58 @@ def read_bundle(path: str | Path) -> BundleFiles:
         )
     except (KeyError, TypeError, ConfigError, UnsupportedSpace) as error:
         raise damaged(folder, error) from error
+
+
+def behavior_folders(path: str | Path) -> dict[str, Path]:
+    """Return the folder of each behaviour's policy, by the behaviour's name.
+
+    A bundle of one policy is that of one behaviour, whose name is empty where it was trained on single agents.
+
+    Raises:
+        BundleError: the folder or the file is missing, damaged or of another format version.
+    """
+    folder = Path(path)
+    fields = _read_config(folder)
+    if BEHAVIORS_FIELD not in fields:
+        provenance = fields.get("provenance")
+        name = provenance.get("behavior") if isinstance(provenance, dict) else None
+        return {str(name or ""): folder}
+    told = fields[BEHAVIORS_FIELD]
+    if not isinstance(told, dict) or not all(isinstance(one, str) and _PLAIN.fullmatch(one) for one in told.values()):
+        raise damaged(folder, ValueError(f"{BEHAVIORS_FIELD} is not a mapping of names to folders beside it"))
+    return {str(name): folder / inner for name, inner in told.items()}
+
+
+def behavior_folder(path: str | Path, behavior: str | None) -> Path:
+    """Return the folder of one behaviour's policy.
+
+    Args:
+        path: the bundle's folder.
+        behavior: name; None where there is one only.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        ConfigError: there is no such behaviour, or there are several and none is named.
+    """
+    folders = behavior_folders(path)
+    if behavior is None:
+        if len(folders) > 1:
+            raise ConfigError(_several(Path(path), folders))
+        return next(iter(folders.values()))
+    if behavior not in folders:
+        known = ", ".join(map(repr, folders))
+        close = difflib.get_close_matches(behavior, folders, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected {'one of ' if len(folders) > 1 else ''}{known}"
+        raise ConfigError(f"behavior={behavior!r}: {path} has no policy of that name: {hint}")
+    return folders[behavior]
+
+
+def _several(folder: Path, folders: Mapping[str, Path]) -> str:
+    names, first = ", ".join(map(repr, folders)), next(iter(folders), "")
+    return (
+        f"{folder} holds policies of several behaviours ({names}): name one, as in GPTPolicy(..., behavior={first!r}), "
+        f"or take its own folder, {folders.get(first, folder)}"
+    )
 
 
 def damaged(folder: Path, error: Exception) -> BundleError:
@@ -115,7 +173,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         _check_size(path)
         fields = json.loads(path.read_text(encoding="utf-8"))
         version = fields["format_version"]
-        if version == FORMAT_VERSION:
+        if version == FORMAT_VERSION and BEHAVIORS_FIELD not in fields:
             fields["observation_space"]
     except (FileNotFoundError, NotADirectoryError) as error:
         hint = hint or "; `agentgpt train SOURCE` writes one to runs/RUN_ID/policy"

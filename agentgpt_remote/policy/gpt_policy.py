@@ -16,6 +16,7 @@ from gymnasium.vector.utils import create_empty_array
 from numpy.typing import NDArray
 
 from agentgpt_remote.errors import ConfigError, InvalidObservation
+from agentgpt_remote.policy.behaviors import behavior_names
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.policy.masks import ActionMasks
 from agentgpt_remote.policy.observations import as_batch_of_one, batch_observations, first_of, is_single
@@ -51,6 +52,7 @@ class GPTPolicy(PolicySettings):
         engine: what runs a bundle in this process: "eager" or "compile" (torch), "onnx" (ONNX Runtime, without torch)
             or "auto", which measures eager and onnx where both are installed and takes the faster one.
             ``status()["server"]["engine"]`` tells which, and why.
+        behavior: whose policy it is, where the source has those of several behaviours; see :meth:`of_behaviors`.
 
     Attributes:
         observation_space: space of one agent's observations.
@@ -62,7 +64,8 @@ class GPTPolicy(PolicySettings):
         HostUnreachable: nothing listens at the URL in time.
         AuthError: the server's token is missing or wrong.
         ProtocolMismatch: the server speaks another version.
-        ConfigError: the seed, timeout, device, engine or kind of source makes no sense.
+        ConfigError: the seed, timeout, device, engine or kind of source makes no sense, or there is no such behaviour,
+            or several and none is named.
     """
 
     def __init__(
@@ -75,8 +78,11 @@ class GPTPolicy(PolicySettings):
         timeout_s: float = 30.0,
         device: str = "cpu",
         engine: Engine = "auto",
+        behavior: str | None = None,
     ) -> None:
-        super().__init__(source, seed=seed, token=token, timeout_s=timeout_s, device=device, engine=engine)
+        super().__init__(
+            source, seed=seed, token=token, timeout_s=timeout_s, device=device, engine=engine, behavior=behavior
+        )
         self.deterministic = deterministic
         self._masks = ActionMasks(ActionFeatures(self.action_space))
         self._executor: ThreadPoolExecutor | None = None
@@ -84,6 +90,24 @@ class GPTPolicy(PolicySettings):
         self._abandoned: deque[tuple[str, ...]] = deque()
         self._chains = itertools.count()
         self._on_close: list[Callable[[], None]] = []
+
+    @classmethod
+    def of_behaviors(cls, source: str | Path, **options: Any) -> dict[str, Self]:
+        """Return a policy for each behaviour of a bundle's folder or a policy server, by the behaviour's name.
+
+        Args:
+            source: as for :class:`GPTPolicy`.
+            options: as for :class:`GPTPolicy`.
+        """
+        policies: dict[str, Self] = {}
+        try:
+            for name in behavior_names(str(source), options.get("token"), options.get("timeout_s", 30.0)):
+                policies[name] = cls(source, behavior=name or None, **options)
+        except BaseException:
+            for policy in policies.values():
+                policy.close()
+            raise
+        return policies
 
     def __repr__(self) -> str:
         return f"GPTPolicy({self._name!r}, deterministic={self.deterministic})"

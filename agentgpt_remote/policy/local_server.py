@@ -62,10 +62,10 @@ class LocalPolicyServer:
             raise error_from_dict(failure)
         self.url: str = self._process.ready["url"]
 
-    def policy(self, *, deterministic: bool = True, seed: int | None = None) -> GPTPolicy:
+    def policy(self, *, deterministic: bool = True, seed: int | None = None, behavior: str | None = None) -> GPTPolicy:
         """Return a policy that acts through this server; closing it ends the server."""
         try:
-            policy = GPTPolicy(self.url, deterministic=deterministic, seed=seed, token=self.token)
+            policy = GPTPolicy(self.url, deterministic=deterministic, seed=seed, token=self.token, behavior=behavior)
         except BaseException:
             self.close()
             raise

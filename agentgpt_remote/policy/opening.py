@@ -26,6 +26,7 @@ class OpenedPolicy:
             and of both the one that is faster.
         device: torch device.
         max_agents: most agents that there will be, where that is known.
+        behavior: whose policy it is, where the bundle holds several.
 
     Attributes:
         runner: runs the model.
@@ -40,7 +41,13 @@ class OpenedPolicy:
     """
 
     def __init__(
-        self, path: str | Path, *, engine: Engine = "auto", device: str = "cpu", max_agents: int | None = None
+        self,
+        path: str | Path,
+        *,
+        engine: Engine = "auto",
+        device: str = "cpu",
+        max_agents: int | None = None,
+        behavior: str | None = None,
     ) -> None:
         check_engine(engine)
         if str(path).startswith(HUB_SCHEME):
@@ -49,6 +56,8 @@ class OpenedPolicy:
             path = local_bundle(path)
         self.path, self._device = Path(path), device
         self.is_file = self.path.suffix == ONNX_SUFFIX
+        if self.is_file and behavior is not None:
+            raise ConfigError(f"behavior={behavior!r} for {self.path}: an exported file holds one policy; leave it out")
         if self.is_file:
             if engine not in ("auto", "onnx"):
                 raise ConfigError(f"engine={engine!r} for {self.path}: an exported file runs by engine='onnx' only")
@@ -56,6 +65,10 @@ class OpenedPolicy:
         if engine == "onnx" and device != "cpu":
             raise ConfigError(f"engine='onnx' with device={device!r}: ONNX Runtime is used on the CPU; expected 'cpu'")
         self._engine, self._why = self._resolved(engine)
+        if not self.is_file:
+            from agentgpt_remote.policy.bundle_files import behavior_folder
+
+            self.path = behavior_folder(self.path, behavior)
         self.runner = self._runner(max_agents)
         self.observation_space: Space[Any] = self.runner.model.observation_space
         self.action_space: Space[Any] = self.runner.model.action_space
@@ -135,6 +148,28 @@ class OpenedPolicy:
         told = runner.describe()
         _logger.info("engine=%s why=%s", told["engine"], told["why"])
         return runner
+
+
+def open_policies(
+    path: str | Path, *, engine: Engine = "auto", max_agents: int | None = None
+) -> dict[str, OpenedPolicy]:
+    """Return the policies of a bundle by behaviour; the name is empty where it was trained on single agents.
+
+    Args:
+        path: as for :class:`OpenedPolicy`.
+        engine: as for :class:`OpenedPolicy`.
+        max_agents: most agents of each.
+    """
+    if str(path).startswith(HUB_SCHEME):
+        from agentgpt_remote.policy.hub import local_bundle
+
+        path = local_bundle(path)
+    if Path(path).suffix == ONNX_SUFFIX:
+        return {"": OpenedPolicy(path, engine=engine, max_agents=max_agents)}
+    from agentgpt_remote.policy.bundle_files import behavior_folders
+
+    folders = behavior_folders(path)
+    return {name: OpenedPolicy(folder, engine=engine, max_agents=max_agents) for name, folder in folders.items()}
 
 
 def _is_there(name: str) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -24,11 +24,21 @@ from agentgpt_remote.policy.act_endpoint import MAX_FRAME_BYTES, ActEndpoint
 from agentgpt_remote.policy.batching import Batcher
 from agentgpt_remote.policy.engine import PolicyEngine
 from agentgpt_remote.policy.invocations import SESSION_LIFETIME_S, Invocation, Invocations
-from agentgpt_remote.policy.opening import OpenedPolicy
+from agentgpt_remote.policy.opening import OpenedPolicy, open_policies
 from agentgpt_remote.policy.runner import Engine, check_engine
 from agentgpt_remote.policy.session import Layouts, PolicySession
 from agentgpt_remote.policy.watching import BundleWatcher
-from agentgpt_remote.serving import TLS, BackgroundServer, NotFound, ServerOptions, resolve_token, run_app
+from agentgpt_remote.serving import (
+    TLS,
+    BackgroundServer,
+    NotFound,
+    Receive,
+    Scope,
+    Send,
+    ServerOptions,
+    resolve_token,
+    run_app,
+)
 
 DEFAULT_PORT = 8080
 MAX_SESSIONS = 1024
@@ -149,6 +159,64 @@ class PolicyService:
             await asyncio.to_thread(self.batcher.close)
 
 
+class SeveralPolicies:
+    """What a server of several behaviours answers where none is named.
+
+    Args:
+        services: by behaviour.
+    """
+
+    def __init__(self, services: Mapping[str, PolicyService]) -> None:
+        self._services = services
+        names = ", ".join(map(repr, services))
+        self._reason = f"{wire.NO_BEHAVIOR}None: this server has those of several, name one of {names}"
+        self.acting = NotFound(self._reason)
+
+    async def ping(self, _request: Request) -> JSONResponse:
+        """Answer a health check."""
+        sessions = sum(service.acting.num_sessions for service in self._services.values())
+        fields = {"status": "ok", "version": __version__, "protocol": wire.PROTOCOL_VERSION}
+        return JSONResponse(fields | {"sessions": sessions})
+
+    async def status(self, _request: Request) -> JSONResponse:
+        """Answer how many clients and agents each policy has."""
+        told = {name: service.describe() for name, service in self._services.items()}
+        return JSONResponse({"version": __version__, "behaviors": told})
+
+    async def invoke(self, _request: Request) -> Response:
+        """Refuse a request that names no behaviour."""
+        return JSONResponse({"error": self._reason}, status_code=404)
+
+
+class BehaviorRoutes:
+    """Sends requests below ``/behaviors/NAME`` to the policy of that name.
+
+    Args:
+        services: by behaviour.
+    """
+
+    def __init__(self, services: Mapping[str, PolicyService]) -> None:
+        self._services = services
+
+    def _reason(self, name: str) -> str:
+        known = ", ".join(repr(one) for one in self._services if one)
+        return f"{wire.NO_BEHAVIOR}{name!r} here: " + (f"expected one of {known}" if known else "leave it out")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one WebSocket."""
+        name = scope["path_params"]["behavior"]
+        found = self._services.get(name)
+        await (NotFound(self._reason(name)) if found is None else found.acting)(scope, receive, send)
+
+    async def invoke(self, request: Request) -> Response:
+        """Answer one HTTP request."""
+        name = request.path_params["behavior"]
+        found = self._services.get(name)
+        if found is None:
+            return JSONResponse({"error": self._reason(name)}, status_code=404)
+        return await found.invoke(request)
+
+
 async def _limited_body(request: Request) -> bytes:
     """Return the body, or what of it is enough to see that it is too large."""
     body = bytearray()
@@ -159,28 +227,43 @@ async def _limited_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def policy_app(opened: OpenedPolicy, options: PolicyServerOptions | None = None) -> Starlette:
-    """Return the ASGI application that serves a policy, without authentication.
+def policy_app(
+    opened: OpenedPolicy | Mapping[str, OpenedPolicy], options: PolicyServerOptions | None = None
+) -> Starlette:
+    """Return the ASGI application that serves policies, without authentication.
 
     Args:
-        opened: the policy.
+        opened: the policy, or several by behaviour.
         options: how to work.
     """
-    service = PolicyService(opened, options or PolicyServerOptions())
+    policies = {"": opened} if isinstance(opened, OpenedPolicy) else opened
+    services = {name: PolicyService(each, options or PolicyServerOptions()) for name, each in policies.items()}
+    front: Any = next(iter(services.values())) if len(services) == 1 else SeveralPolicies(services)
+    by_name = BehaviorRoutes(services)
     routes = [
-        Route("/ping", service.ping),
-        Route("/health", service.ping),
-        Route("/status", service.status),
-        Route("/invocations", service.invoke, methods=["POST"]),
-        WebSocketRoute("/act", service.acting),
+        Route("/ping", front.ping),
+        Route("/health", front.ping),
+        Route("/status", front.status),
+        Route("/invocations", front.invoke, methods=["POST"]),
+        WebSocketRoute("/act", front.acting),
+        Route("/behaviors/{behavior:path}/invocations", by_name.invoke, methods=["POST"]),
+        WebSocketRoute("/behaviors/{behavior:path}/act", by_name),
         WebSocketRoute("/{path:path}", NotFound("this is a policy server: use /act")),
     ]
-    return Starlette(routes=routes, lifespan=service.lifespan)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for service in services.values():
+                await stack.enter_async_context(service.lifespan(app))
+            yield
+
+    return Starlette(routes=routes, lifespan=lifespan)
 
 
 @overload
 def serve_policy(
-    bundle: str | Path | OpenedPolicy,
+    bundle: str | Path | OpenedPolicy | Mapping[str, OpenedPolicy],
     *,
     host: str = ...,
     port: int = ...,
@@ -192,7 +275,7 @@ def serve_policy(
 ) -> None: ...
 @overload
 def serve_policy(
-    bundle: str | Path | OpenedPolicy,
+    bundle: str | Path | OpenedPolicy | Mapping[str, OpenedPolicy],
     *,
     host: str = ...,
     port: int = ...,
@@ -202,7 +285,7 @@ def serve_policy(
     block: Literal[False],
 ) -> BackgroundServer: ...
 def serve_policy(
-    bundle: str | Path | OpenedPolicy,
+    bundle: str | Path | OpenedPolicy | Mapping[str, OpenedPolicy],
     *,
     host: str = "127.0.0.1",
     port: int = DEFAULT_PORT,
@@ -215,7 +298,8 @@ def serve_policy(
     """Serve a bundle.
 
     Args:
-        bundle: its folder, ``hf://OWNER/NAME``, a file that ``agentgpt export`` wrote, or one of them that is open.
+        bundle: its folder, ``hf://OWNER/NAME``, a file that ``agentgpt export`` wrote, or one of them that is open; of
+            several behaviours each policy is served under its name.
         host: address to listen on; anything but loopback needs a token.
         port: 0 takes a free one.
         token: secret that clients must present; ``AGENTGPT_TOKEN`` by default.
@@ -235,8 +319,8 @@ def serve_policy(
         DependencyNotInstalled: what the engine needs is not installed.
     """
     options = options or PolicyServerOptions()
-    if not isinstance(bundle, OpenedPolicy):
-        bundle = OpenedPolicy(bundle, engine=options.engine, max_agents=options.max_agents)
+    if isinstance(bundle, str | Path):
+        bundle = open_policies(bundle, engine=options.engine, max_agents=options.max_agents)
     app = policy_app(bundle, options)
     listening = ServerOptions(
         host=host, port=port, token=resolve_token(token), tls=tls, max_frame_bytes=MAX_FRAME_BYTES

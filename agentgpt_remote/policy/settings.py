@@ -37,13 +37,18 @@ class PolicySettings:
         timeout_s: float,
         device: str,
         engine: Engine = "auto",
+        behavior: str | None = None,
     ) -> None:
+        if behavior is not None and not isinstance(behavior, str):
+            raise ConfigError(f"behavior={behavior!r}: expected None or a behaviour's name")
         if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise ConfigError(f"seed={seed!r}: expected None or an integer from 0 to 2**63 - 1")
         if not (isinstance(timeout_s, int | float) and 0 < timeout_s < math.inf):
             raise ConfigError(f"timeout_s={timeout_s!r}: expected seconds, more than 0")
         self._name = str(source)
-        self._source = open_source(self._name, token=token, timeout_s=timeout_s, device=device, engine=engine)
+        self._source = open_source(
+            self._name, token=token, timeout_s=timeout_s, device=device, engine=engine, behavior=behavior
+        )
         self.observation_space: Space[Any] = self._source.observation_space
         self.action_space: Space[Any] = self._source.action_space
         self._book = AgentBook(self._source.max_agents)

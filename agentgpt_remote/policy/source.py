@@ -49,17 +49,18 @@ class LocalSource:
         path: the bundle's folder, or an exported file.
         device: torch device.
         engine: what runs it.
+        behavior: whose policy it is, where the bundle holds several.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.
     """
 
-    def __init__(self, path: str, *, device: str, engine: Engine) -> None:
+    def __init__(self, path: str, *, device: str, engine: Engine, behavior: str | None = None) -> None:
         from agentgpt_remote.policy.agent_table import AgentTable
         from agentgpt_remote.policy.engine import PolicyEngine
         from agentgpt_remote.policy.opening import OpenedPolicy
 
-        opened = OpenedPolicy(path, engine=engine, device=device)
+        opened = OpenedPolicy(path, engine=engine, device=device, behavior=behavior)
         self.observation_space, self.action_space = opened.observation_space, opened.action_space
         self._engine = PolicyEngine(opened.runner)
         self._agents = AgentTable(self._engine)
@@ -86,7 +87,9 @@ class LocalSource:
         self._agents.clear()
 
 
-def open_source(source: str, *, token: str | None, timeout_s: float, device: str, engine: Engine) -> PolicySource:
+def open_source(
+    source: str, *, token: str | None, timeout_s: float, device: str, engine: Engine, behavior: str | None = None
+) -> PolicySource:
     """Return what acts: the bundle in a folder or on a model hub, or what a URL names.
 
     Raises:
@@ -94,12 +97,14 @@ def open_source(source: str, *, token: str | None, timeout_s: float, device: str
         DependencyNotInstalled: the extra that it needs is not installed.
     """
     try:
-        return _open(source, token=token, timeout_s=timeout_s, device=device, engine=engine)
+        return _open(source, token=token, timeout_s=timeout_s, device=device, engine=engine, behavior=behavior)
     except ModuleNotFoundError as error:
         raise missing_dependency(error) from error
 
 
-def _open(source: str, *, token: str | None, timeout_s: float, device: str, engine: Engine) -> PolicySource:
+def _open(
+    source: str, *, token: str | None, timeout_s: float, device: str, engine: Engine, behavior: str | None
+) -> PolicySource:
     check_engine(engine)
     if source.startswith(HUB_SCHEME):
         from agentgpt_remote.policy.hub import local_bundle
@@ -114,8 +119,13 @@ def _open(source: str, *, token: str | None, timeout_s: float, device: str, engi
         from agentgpt_remote.policy.websocket_channel import WebSocketChannel
         from agentgpt_remote.serving import resolve_token
 
-        return RemoteSource(WebSocketChannel(source, resolve_token(token)), timeout_s=timeout_s)
+        return RemoteSource(WebSocketChannel(source, resolve_token(token), behavior), timeout_s=timeout_s)
     if source.startswith(SAGEMAKER_SCHEME):
+        if behavior is not None:
+            raise ConfigError(
+                f"behavior={behavior!r} for {source}: an endpoint serves one policy; deploy the behaviour's own folder "
+                "of the bundle, and leave behavior out"
+            )
         from agentgpt_remote.endpoints import open_endpoint
         from agentgpt_remote.policy.client import RemoteSource
         from agentgpt_remote.policy.endpoint_channel import EndpointChannel
@@ -126,4 +136,4 @@ def _open(source: str, *, token: str | None, timeout_s: float, device: str, engi
             f"source={source!r}: expected a bundle's folder, the ws:// or http:// URL of a server, "
             "hf://OWNER/NAME or sagemaker://NAME"
         )
-    return LocalSource(source, device=device, engine=engine)
+    return LocalSource(source, device=device, engine=engine, behavior=behavior)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import time
+from urllib.parse import quote
 
 import msgspec
 
 from agentgpt_remote._version import __version__
 from agentgpt_remote.connection import WebSocketConnection
-from agentgpt_remote.errors import AgentGPTError, ConnectionLost, HostUnreachable, ProtocolError, RemoteTimeout
+from agentgpt_remote.errors import (
+    AgentGPTError,
+    ConfigError,
+    ConnectionLost,
+    HostUnreachable,
+    ProtocolError,
+    ProtocolMismatch,
+    RemoteTimeout,
+)
 from agentgpt_remote.policy import wire
 
 _HINT = "start one with `agentgpt run BUNDLE --port PORT`"
@@ -24,6 +33,7 @@ class WebSocketChannel:
     Args:
         url: where the server listens, ``ws://``, ``wss://``, ``http://`` or ``https://``.
         token: its token, or ``None``.
+        behavior: whose policy is to act, where the server has several.
 
     Attributes:
         url: as above.
@@ -32,8 +42,9 @@ class WebSocketChannel:
 
     max_body_bytes = 64 * 1024 * 1024
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, token: str | None, behavior: str | None = None) -> None:
         self.url, self._token = url, token
+        self._path = "/act" if behavior is None else f"/behaviors/{quote(behavior, safe='')}/act"
         self._connection: WebSocketConnection | None = None
 
     @property
@@ -52,6 +63,7 @@ class WebSocketChannel:
             HostUnreachable: nothing listens there in time.
             AuthError: the token is missing or wrong.
             ProtocolMismatch: the server speaks another version, or is another service.
+            ConfigError: it has no policy of the behaviour, or those of several and none is named.
         """
         while True:
             try:
@@ -63,9 +75,15 @@ class WebSocketChannel:
 
     def _open(self, deadline: float) -> wire.Welcome:
         left = max(0.001, min(deadline - time.monotonic(), _CONNECT_TIMEOUT_S))
-        connection = WebSocketConnection.connect(
-            self.url, token=self._token, path="/act", connect_timeout_s=left, hint=_HINT
-        )
+        try:
+            connection = WebSocketConnection.connect(
+                self.url, token=self._token, path=self._path, connect_timeout_s=left, hint=_HINT
+            )
+        except ProtocolMismatch as error:
+            told = str(error).partition(wire.NO_BEHAVIOR)
+            if told[1]:  # it is a policy server, which says what it has
+                raise ConfigError(f"{self.url}: {told[1]}{told[2]}") from error
+            raise
         try:
             connection.send(wire.encode(wire.Hello(protocol=wire.PROTOCOL_VERSION, version=__version__)))
             welcome = msgspec.msgpack.decode(connection.recv(_left(deadline)), type=wire.Welcome)

@@ -53,6 +53,9 @@ class Hello(msgspec.Struct, kw_only=True):
     version: str
 
 
+NO_BEHAVIOR = "no policy of behavior="  # begins what a server answers where it has none of the name
+
+
 class Welcome(msgspec.Struct, kw_only=True):
     """First message of the server.
 

@@ -39,15 +39,11 @@ class HostedEnv:
     """
 
     def __init__(self, make: Callable[[EnvRequest], Any], request: EnvRequest) -> None:
-        self.num_envs = num_envs = request.num_envs
+        self.num_envs = request.num_envs
         self._closed = False
         self._env: Any = make(request)
         try:
-            self._observation_space, self._action_space = self._spaces()
-            self._described = self._describe()
-            self._codec = make_codec(self._observation_space, self._action_space, num_envs)
-            if isinstance(self._env, RemoteEnv | RemoteVectorEnv):
-                self._env.tell_dropped(self._codec.pass_on_dropped)
+            self._described = self._prepare()
         except BaseException:
             self._env.close()
             raise
@@ -58,6 +54,15 @@ class HostedEnv:
             Kind.CALL: self._call,
             Kind.CLOSE: self._close,
         }
+
+    def _prepare(self) -> dict[str, Any]:
+        """Make the codec, and return what the handshake tells of the spaces."""
+        self._observation_space, self._action_space = self._spaces()
+        described = self._describe()
+        self._codec = make_codec(self._observation_space, self._action_space, self.num_envs)
+        if isinstance(self._env, RemoteEnv | RemoteVectorEnv):
+            self._env.tell_dropped(self._codec.pass_on_dropped)
+        return described
 
     @property
     def may_run_inline(self) -> bool:
@@ -118,6 +123,9 @@ class HostedEnv:
             **self._described,
         )
 
+    def begin(self, envelope: Envelope) -> None:
+        """Do what of a request takes no time and need not wait for the session's thread, which executes it then."""
+
     def execute(self, envelope: Envelope) -> Reply:
         """Execute a request and return its reply, which is an error where it raised.
 
@@ -137,7 +145,7 @@ class HostedEnv:
         return make_reply(kind, envelope.sequence, parts, flags=flags, extras=extras, aux=spent_ns)
 
     def _reset(self, envelope: Envelope) -> Payload:
-        seed, options = _unpack(envelope, 2)
+        seed, options = unpack_values(envelope, 2)
         return self._codec.encode_reset(self._env.reset(seed=seed, options=options))
 
     def _step(self, envelope: Envelope) -> Payload:
@@ -173,7 +181,7 @@ class HostedEnv:
         return [], 0, pack_value(self._env.render())
 
     def _call(self, envelope: Envelope) -> Payload:
-        operation, name, args, kwargs = _unpack(envelope, 4)
+        operation, name, args, kwargs = unpack_values(envelope, 4)
         named = args[1:] if operation == "call_some" else args
         reached = named[0] if name in _BY_NAME and named else name
         if not isinstance(name, str) or not isinstance(reached, str) or reached.startswith("_"):
@@ -227,7 +235,12 @@ def failure(error: BaseException) -> Payload:
     return [], 0, pack_value(error_to_dict(error))
 
 
-def _unpack(envelope: Envelope, count: int) -> Any:
+def unpack_values(envelope: Envelope, count: int) -> Any:
+    """Return the values that a request packs.
+
+    Raises:
+        ProtocolError: they are not as many as expected.
+    """
     values = unpack_value(envelope.extras_data) if envelope.extras else None
     if not isinstance(values, list) or len(values) != count:
         raise ProtocolError(f"request {envelope.kind} must hold {count} values")

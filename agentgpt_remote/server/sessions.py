@@ -34,6 +34,7 @@ from agentgpt_remote.protocol import (
     reply_nbytes,
 )
 from agentgpt_remote.server.hosted import HostedEnv, failure
+from agentgpt_remote.server.hosted_agents import HostedAgents
 from agentgpt_remote.server.runner import InlineRunner, Pace, SessionThread, timed
 from agentgpt_remote.server.sources import EnvRequest, EnvSource
 from agentgpt_remote.server.workers import WorkerPool
@@ -132,6 +133,8 @@ class Session:
                 if reply is None:
                     reply = self._give_up(envelope)
                 return self._numbering.answer(envelope.sequence, self._checked(envelope, reply))
+            if self._executing is None or self._executing.done():
+                self._env.begin(envelope)
             self._executing = asyncio.ensure_future(self._execute_in_thread(envelope, pace))
         if self._executing is None:
             raise ProtocolError(f"request {envelope.sequence} is neither executed nor executing")
@@ -244,7 +247,7 @@ class SessionTable:
         thread = SessionThread("agentgpt-session", asyncio.get_running_loop())
         made: list[HostedEnv] = []
         try:
-            job = thread.run(lambda: made.append(HostedEnv(self._workers.make, request)))
+            job = thread.run(lambda: made.append(self._make(request)))
             await asyncio.wait_for(job, self.limits.step_timeout_s)
             session = Session(made[0], thread, self._inline, self.limits)
         except BaseException as error:
@@ -259,6 +262,11 @@ class SessionTable:
         self._sessions[session.session_id] = session
         _logger.info("session opened session=%s envs=%d", session.session_id, envs)
         return session
+
+    def _make(self, request: EnvRequest) -> HostedEnv:
+        if request.agents:
+            return HostedAgents(self.source.make_agents, request)
+        return HostedEnv(self._workers.make, request)
 
     def _read(self, message: Open) -> tuple[EnvRequest, int | None]:
         """Return the request and the number of environments, ``None`` for a single env."""
@@ -281,6 +289,7 @@ class SessionTable:
             autoreset_mode=mode,
             render_mode=message.render_mode,
             kwargs=kwargs,
+            agents=message.agents,
         )
         return request, count
 

@@ -15,13 +15,22 @@ from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_i
 from gymnasium.error import NameNotFound
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from agentgpt_remote.errors import ConfigError, InvalidArgument, RemoteEnvError
+from agentgpt_remote.agents import MultiAgentEnv
+from agentgpt_remote.errors import ConfigError, InvalidArgument, ManyAgents, RemoteEnvError
 from agentgpt_remote.remote_errors import error_to_dict
+from agentgpt_remote.server.agent_sources import PETTINGZOO_PREFIX, AgentsVector, as_agents, find_pettingzoo, is_agents
 from agentgpt_remote.server.envpool_source import PREFIX, EnvPoolEnv, EnvPoolVectorEnv, find_envpool
 from agentgpt_remote.server.stepping import HostVectorEnv
+from agentgpt_remote.wrappers.unity import compat
+from agentgpt_remote.wrappers.unity.agents import UnityAgents
+from agentgpt_remote.wrappers.unity.builds import UNITY_PREFIX, find_program, is_build
+from agentgpt_remote.wrappers.unity.env import UnityEnv
 
+CLIENT_OPTIONS = frozenset(
+    ("seed", "graphics", "visual", "group_reward", "time_scale", "quality_level", "width", "height", "parameters")
+) | {"target_frame_rate", "connect_timeout_s", "step_timeout_s"}
 AnyEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
-Source = str | EnvSpec | Callable[..., Any] | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
+Source = str | EnvSpec | Callable[..., Any] | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | MultiAgentEnv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +43,12 @@ class EnvRequest:
         autoreset_mode: of a vector env.
         render_mode: ``rgb_array``, ``ansi`` or ``None``.
         kwargs: arguments of the environment's constructor.
+        agents: whether the client acts for many agents of each environment.
     """
 
     source: str | None = None
     num_envs: int | None = None
+    agents: bool = False
     autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP
     render_mode: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -56,6 +67,7 @@ class EnvSource:
         env_id: registered id, where it is one.
         instance: the environment itself where the source is one; it serves one session at a time.
         make_vector: makes a vector env where there is a special way.
+        make_agents: makes an environment of many agents where there is a special way.
 
     Attributes:
         origin: what it was resolved from, for another process to resolve.
@@ -71,12 +83,14 @@ class EnvSource:
         env_id: str | None = None,
         instance: AnyEnv | None = None,
         make_vector: Callable[[EnvRequest, int], VectorEnv[Any, Any, Any]] | None = None,
+        make_agents: Callable[..., MultiAgentEnv] | None = None,
     ) -> None:
         self.name = name
         self.instance = instance
         self._make = make
         self._env_id = env_id
         self._make_vector = make_vector
+        self._make_agents = make_agents
 
     @property
     def is_vector(self) -> bool:
@@ -124,9 +138,39 @@ class EnvSource:
         if isinstance(env, VectorEnv):
             env.close()
             raise ConfigError(f"{self.name} makes a VectorEnv: use RemoteVectorEnv or gymnasium.make_vec")
+        self._check_one_agent(env)
         if not isinstance(env, gym.Env):
             raise ConfigError(f"{self.name} made a {type(env).__name__}, expected a gymnasium.Env")
         return env
+
+    def make_agents(self, request: EnvRequest) -> MultiAgentEnv:
+        """Make an environment of many agents, or several that step together.
+
+        Raises:
+            ConfigError: the source makes environments of one agent.
+        """
+        if request.num_envs is None:
+            return self._make_one_of_agents(request)
+        if self.instance is not None and request.num_envs != 1:
+            raise ConfigError(f"{self.name} is served as an instance: it is one environment, not {request.num_envs}")
+        envs: list[MultiAgentEnv] = []
+        try:
+            envs += (self._make_one_of_agents(request) for _ in range(request.num_envs))
+            return AgentsVector(envs)
+        except BaseException:
+            for env in envs:
+                env.close()
+            raise
+
+    def _make_one_of_agents(self, request: EnvRequest) -> MultiAgentEnv:
+        if self._make_agents is not None:
+            return self._make_agents(**request.constructor_kwargs())
+        return as_agents(self._construct(**request.constructor_kwargs()), self.name)
+
+    def _check_one_agent(self, env: Any) -> None:
+        if is_agents(env):
+            env.close()
+            raise ManyAgents(f"{self.name} has many agents: use RemoteParallelEnv")
 
     def make_vector(self, request: EnvRequest, num_envs: int) -> VectorEnv[Any, Any, Any]:
         """Make a vector environment: the source's own, or one that steps its environments in turn."""
@@ -141,6 +185,7 @@ class EnvSource:
         first = self._construct(**kwargs)
         if isinstance(first, VectorEnv):
             return self._checked(first, num_envs)
+        self._check_one_agent(first)
         if self.instance is not None and num_envs != 1:
             first.close()
             raise ConfigError(f"{self.name} is served as an instance: it is one environment, not {num_envs}")
@@ -165,8 +210,9 @@ def resolve_source(source: Source) -> EnvSource:
     """Find out what a source stands for.
 
     Args:
-        source: ``CartPole-v1``, ``package.module:Name-v0``, ``package.module:factory``, ``envpool:ID``, a spec, a
-            callable that returns an environment, or an environment.
+        source: ``CartPole-v1``, ``package.module:Name-v0``, ``package.module:factory``, ``envpool:ID``,
+            ``pettingzoo:package.module``, ``unity:PATH``, a spec, a callable that returns an environment, or an
+            environment.
 
     Raises:
         NameNotFound: no such id; names the closest. Gymnasium's other lookup errors as they are.
@@ -185,6 +231,8 @@ def _resolve(source: Source) -> EnvSource:
         return _from_spec(source, source.id)
     if isinstance(source, (gym.Env, VectorEnv)):
         return _from_instance(source)
+    if is_agents(source):
+        return _from_agents(source)
     if callable(source):
         return EnvSource(getattr(source, "__qualname__", type(source).__qualname__), source)
     raise ConfigError(f"can't serve a {type(source).__name__}: expected an id, module:factory, a callable or an Env")
@@ -193,6 +241,10 @@ def _resolve(source: Source) -> EnvSource:
 def _resolve_text(source: str) -> EnvSource:
     if source.startswith(PREFIX):
         return _from_envpool(source.removeprefix(PREFIX))
+    if source.startswith(UNITY_PREFIX) or is_build(source):
+        return _from_unity(source.removeprefix(UNITY_PREFIX))
+    if source.startswith(PETTINGZOO_PREFIX):
+        return EnvSource(source, find_pettingzoo(source))
     module_name, colon, name = source.partition(":")
     if not colon:
         return _from_spec(_find_spec(source), source)
@@ -252,3 +304,45 @@ def _from_instance(env: AnyEnv) -> EnvSource:
 
     env_id = env.spec.id if env.spec is not None else None
     return EnvSource(name, make_env, env_id=env_id, instance=env)
+
+
+def _from_unity(path: str) -> EnvSource:
+    """Return the source of a Unity build, or of the editor where the path is empty; see ``unity:PATH``."""
+    if path:
+        find_program(path)
+    compat.load()
+    chosen = path or None
+
+    def make_env(**kwargs: Any) -> gym.Env[Any, Any]:
+        return UnityEnv(chosen, **_of_clients(kwargs))
+
+    def make_agents(**kwargs: Any) -> MultiAgentEnv:
+        return UnityAgents(chosen, **_of_clients(kwargs))
+
+    return EnvSource(f"{UNITY_PREFIX}{path}", make_env, env_id="Unity-v0", make_agents=make_agents)
+
+
+def _of_clients(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments that clients may give: none that reach files, programs or ports of the host.
+
+    Raises:
+        InvalidArgument: another one is given.
+    """
+    unknown = sorted(set(kwargs) - CLIENT_OPTIONS)
+    if unknown:
+        raise InvalidArgument(
+            f"a Unity source takes no argument {unknown[0]!r} from a client: expected some of "
+            f"{sorted(CLIENT_OPTIONS)}. For others, serve a function of your own: module:factory"
+        )
+    return kwargs
+
+
+def _from_agents(env: Any) -> EnvSource:
+    name = type(env.unwrapped).__qualname__ if hasattr(env, "unwrapped") else type(env).__qualname__
+
+    def make_agents(**kwargs: Any) -> MultiAgentEnv:
+        if kwargs:
+            raise ConfigError(f"{name} is served as an instance: it takes no arguments, and has no other render mode")
+        return as_agents(env, name)
+
+    return EnvSource(name, make_agents, instance=env, make_agents=make_agents)

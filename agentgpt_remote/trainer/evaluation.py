@@ -94,11 +94,11 @@ def evaluate(
     mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
     if mode != AutoresetMode.NEXT_STEP:
         raise ConfigError(f"autoreset_mode={mode}: expected AutoresetMode.NEXT_STEP to evaluate on")
-    with _Deterministic(policy, deterministic):
+    with Deterministic(policy, deterministic):
         return _play(policy, env, episodes, seed)
 
 
-class _Deterministic:
+class Deterministic:
     """Sets a policy's ``deterministic`` for a while."""
 
     def __init__(self, policy: Any, value: bool | None) -> None:
@@ -144,7 +144,7 @@ def _play(policy: ActingPolicy, env: VectorEnv[Any, Any, Any], episodes: int, se
                 returns.append(float(totals[index]))
                 steps.append(int(lengths[index]))
             totals[index], lengths[index] = 0.0, 0
-    return _summary(returns, steps, env_steps)
+    return summary(returns, steps, env_steps)
 
 
 class _MaskReader:
@@ -173,7 +173,8 @@ def _batched(actions: Any, env: VectorEnv[Any, Any, Any]) -> Any:
     return concatenate(space, actions, empty)
 
 
-def _summary(returns: list[float], steps: list[int], env_steps: int) -> Evaluation:
+def summary(returns: list[float], steps: list[int], env_steps: int) -> Evaluation:
+    """Return the statistics of episodes; at least one."""
     values: NDArray[np.float64] = np.asarray(returns)
     q25, q50, q75 = (float(value) for value in np.quantile(values, (0.25, 0.5, 0.75)))
     return Evaluation(

@@ -194,7 +194,7 @@ def split_envs(total: int, lanes: int | None) -> list[int]:
 def _open_local(hyperparameters: Hyperparameters, stack: contextlib.ExitStack) -> list[_Opened]:
     source = str(hyperparameters.env_id)
     host = stack.enter_context(LocalHost(source))
-    sizes = split_envs(hyperparameters.num_envs, hyperparameters.lanes_per_host)
+    sizes = split_envs(hyperparameters.envs_per_host, hyperparameters.lanes_per_host)
     return [
         _Opened(f"{source}/{lane}", stack.enter_context(_connect(host.url, host.token, size, hyperparameters)))
         for lane, size in enumerate(sizes)
@@ -237,7 +237,7 @@ def _open_remote(
             sizes = [env.num_envs for env in envs if env is not None]
         except (ConnectionLost, RemoteTimeout) as error:
             unreachable[name] = error
-            sizes = split_envs(host.num_agents or hyperparameters.num_envs, hyperparameters.lanes_per_host)
+            sizes = split_envs(host.num_agents or hyperparameters.envs_per_host, hyperparameters.lanes_per_host)
             envs = [None] * len(sizes)
         opened += [
             _Opened(f"{name}/{lane}", env, size, door.open)
@@ -281,7 +281,7 @@ def _open_room(
     def connect(url: str, size: int) -> RemoteVectorEnv:
         return _connect(url, token, size, hp, _ROOM_RESUME_WINDOW_S)
 
-    hosts = RoomHosts(room, connect, hp.num_envs)
+    hosts = RoomHosts(room, connect, hp.envs_per_host)
     slots = hosts.open_all(
         name, hp.lanes_per_host or 1, host.num_agents, wait_s=hp.host_wait_s, should_stop=should_stop
     )
@@ -319,7 +319,7 @@ def _open_host(
         told = door.health()
         try:
             with contextlib.ExitStack() as attempt:
-                total = host.num_agents or room_of(told, hyperparameters.num_envs)
+                total = host.num_agents or room_of(told, hyperparameters.envs_per_host)
                 envs = [
                     attempt.enter_context(door.connect(size))
                     for size in split_envs(total, hyperparameters.lanes_per_host)

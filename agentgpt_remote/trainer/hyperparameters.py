@@ -62,6 +62,7 @@ class _Range:
 
 
 _COUNT, _POSITIVE, _UNIT = _Range(1), _Range(0, open_low=True), _Range(0, 1)
+DEFAULT_NUM_ENVS = 16
 _RANGES = {
     "num_envs": _COUNT,
     "lanes_per_host": _COUNT,
@@ -98,6 +99,7 @@ _RANGES = {
     "torch_threads": _Range(1, 1024),
     "checkpoint_interval_s": _POSITIVE,
     "keep_checkpoints": _COUNT,
+    "max_agents": _COUNT,
     "eval_interval_steps": _Range(0),
     "eval_episodes": _COUNT,
     "step_timeout_s": _POSITIVE,
@@ -117,7 +119,11 @@ class Hyperparameters:
         env_id: source of the environment, hosted by a process of its own on this machine.
         env_hosts: hosts to train on instead, by name.
         env_kwargs: keyword arguments of the environment.
-        num_envs: environments of the host that is started for ``env_id``; of several ranks each starts one.
+        num_envs: environments of the host that is started for ``env_id``; of several ranks each starts one. None for
+            16, or, of a Unity build, for one player.
+        max_agents: agents of one behaviour that live at once in one session's environments of many agents; None for as
+            many as are known beforehand, else half more than there are at the beginning. Where more live, those that
+            have not acted for longest lose their memory.
         lanes_per_host: sessions that a host's environments are split over, so that one steps, or travels, while
             another is acted on; by default 1, and for hosts at URLs that are 5 ms away or more as many as their
             measured distance needs.
@@ -185,7 +191,8 @@ class Hyperparameters:
     env_id: str | None = None
     env_hosts: Mapping[str, EnvHost] = field(default_factory=dict)
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    num_envs: int = 16
+    num_envs: int | None = None
+    max_agents: int | None = None
     lanes_per_host: int | None = None
     max_steps: int = 100_000
     seed: int = 0
@@ -261,6 +268,11 @@ class Hyperparameters:
             )
         if self.env_id is not None and self.env_hosts:
             raise ConfigError(f"env_id={self.env_id!r} and env_hosts are both set: expected one of them")
+
+    @property
+    def envs_per_host(self) -> int:
+        """Environments of a host that does not say how many it offers, of one agent each."""
+        return self.num_envs or DEFAULT_NUM_ENVS
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""

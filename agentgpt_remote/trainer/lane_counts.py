@@ -64,7 +64,7 @@ def _look_at(host: EnvHost, hp: Hyperparameters, tokens: Tokens) -> _Found:
     url, token = host.env_endpoint, token_of(host.env_endpoint, tokens)
     room = Room.at(url, token)
     num_hosts = 1 if room is None else max(1, len(room.members()))
-    num_envs = host.num_agents or offered_envs(url, hp.num_envs, token)
+    num_envs = host.num_agents or offered_envs(url, hp.envs_per_host, token)
     way = Way(rtt_s=0.0, step_s=0.0)
     if num_envs > num_hosts:
         with RemoteVectorEnv(

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,12 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from agentgpt_remote._version import __version__
-from agentgpt_remote.errors import TrainingFailed
+from agentgpt_remote.errors import ConfigError, ManyAgents, TrainingFailed
 from agentgpt_remote.policy.bundle import save_bundle
 from agentgpt_remote.policy.features import ActionFeatures
 from agentgpt_remote.registration import NAMESPACE
+from agentgpt_remote.trainer.agent_hosts import check_alone, is_of_many_agents, open_agent_hosts
+from agentgpt_remote.trainer.agent_loop import BEHAVIORS_KEY, AgentRun
 from agentgpt_remote.trainer.algorithm import choose_algorithm
 from agentgpt_remote.trainer.checkpoint import Checkpoints
 from agentgpt_remote.trainer.compatibility import check_compatible
@@ -35,6 +37,7 @@ from agentgpt_remote.trainer.plots import write_learning_curve
 from agentgpt_remote.trainer.rank_state import own_part, resumed_state
 from agentgpt_remote.trainer.ranks import ALONE, Ranks, join_ranks
 from agentgpt_remote.trainer.reporting import Averages, Progress, Reporter
+from agentgpt_remote.trainer.results import TrainingResult
 from agentgpt_remote.trainer.revision import git_revision
 from agentgpt_remote.trainer.run_folder import (
     CONFIG_NAME,
@@ -51,35 +54,6 @@ from agentgpt_remote.trainer.watching import Spent, host_metrics, hosts_of_all_r
 logger = logging.getLogger("agentgpt_remote.trainer")
 _REPORT_STEPS = 1000
 Envs = Sequence[VectorEnv[Any, Any, Any] | str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """How a run ended.
-
-    Attributes:
-        run_dir: the run's folder.
-        bundle: folder of the trained policy.
-        env_steps: environment steps of the run, those before a resume included.
-        wall_s: seconds of training, those before a resume included.
-        episodes: finished episodes.
-        episode_return: mean return of the last 20 training episodes (sampled actions); None before the first.
-        policy_env_steps: environment steps after which the bundle's weights were taken.
-        stopped: ended before ``max_steps``, by a signal or the stop event.
-    """
-
-    run_dir: Path
-    bundle: Path
-    env_steps: int
-    wall_s: float
-    episodes: int
-    episode_return: float | None
-    policy_env_steps: int
-    stopped: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
-        return asdict(self) | {"run_dir": str(self.run_dir), "bundle": str(self.bundle)}
 
 
 def train(
@@ -112,7 +86,8 @@ def train(
             same when this runs in the main thread.
 
     Raises:
-        ConfigError: no environment is named, or the hosts serve different ones.
+        ConfigError: no environment is named, the hosts serve different ones, or several processes are to learn from
+            environments of many agents.
         UnsupportedSpace: a space that can't be learned from.
         HostUnreachable: no host answers.
         DependencyNotInstalled: Weights & Biases is asked for and not installed.
@@ -124,12 +99,26 @@ def train(
         require_wandb()
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(join_ranks())
-        run = _Run(Path(run_dir), hyperparameters, on_progress, stop_event or threading.Event(), ranks)
-        stack.enter_context(stop_on_signals(run.stop))
-        own, mine = divide_hosts(hyperparameters, envs, ranks)
-        lanes = ranks.decided(lambda: choose_lanes(own, mine, token))
-        run.hp = replace(run.hp, lanes_per_host=lanes)
-        hosts = open_hosts(replace(own, lanes_per_host=lanes), mine, token, stack, run.stop.is_set)
+        stop = stop_event or threading.Event()
+        stack.enter_context(stop_on_signals(stop))
+        hosts = None
+        if not is_of_many_agents(hyperparameters, envs):
+            # Of other sources only a host can tell how many agents they have.
+            with contextlib.suppress(ManyAgents), contextlib.ExitStack() as opening:
+                own, mine = divide_hosts(hyperparameters, envs, ranks)
+                lanes_per_host = ranks.decided(lambda: choose_lanes(own, mine, token))
+                hosts = open_hosts(replace(own, lanes_per_host=lanes_per_host), mine, token, opening, stop.is_set)
+                hyperparameters = replace(hyperparameters, lanes_per_host=lanes_per_host)
+                stack.enter_context(opening.pop_all())
+        if hosts is None:
+            check_alone(ranks)
+            many = AgentRun(Path(run_dir), hyperparameters, pick_device(hyperparameters.device), on_progress, stop)
+            lanes = open_agent_hosts(hyperparameters, envs, token, stack, stop.is_set)
+            with failing_disk(many.run_dir):
+                many.prepare(lanes, stack, replace_run=replace_run)
+                stack.enter_context(_threads(many.torch_threads()))
+                return many.execute()
+        run = _Run(Path(run_dir), hyperparameters, on_progress, stop, ranks)
         with failing_disk(run.run_dir):
             run.prepare(hosts, replace_run=replace_run)
             stack.enter_context(_threads(run.hp.torch_threads))
@@ -208,6 +197,11 @@ class _Run:
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", self.hp.keep_checkpoints, self.ranks)
         self.pace = Pace(self.ranks, self.hp.max_steps)
         state = self.checkpoints.load_last() if self.hp.resume_training else None
+        if state is not None and BEHAVIORS_KEY in state:
+            raise ConfigError(
+                f"{self.run_dir} was trained on many agents, {self.description} has one: resume it on what it was "
+                "trained on, or start another run"
+            )
         state = resumed_state(state, self.session.state_dict, self.ranks)
         if state is not None:
             self.session.load_state_dict(state)

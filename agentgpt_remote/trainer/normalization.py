@@ -78,7 +78,9 @@ class RewardScaler:
         self.moments = RunningMoments(1)
         self._pending: list[Float64] = []
 
-    def observe(self, streams: slice, reward: Float64, valid: NDArray[np.bool_], done: NDArray[np.bool_]) -> None:
+    def observe(
+        self, streams: slice | NDArray[np.int64], reward: Float64, valid: NDArray[np.bool_], done: NDArray[np.bool_]
+    ) -> None:
         """Take in one step of some agents; each array has shape (n,)."""
         returns = self.returns[streams] * self.gamma + reward
         self.returns[streams] = np.where(done | ~valid, 0.0, returns)
@@ -93,7 +95,7 @@ class RewardScaler:
         """Return the factor for rewards."""
         return float(self.moments.scale()[0])
 
-    def restart(self, streams: slice) -> None:
+    def restart(self, streams: slice | NDArray[np.int64]) -> None:
         """Begin the sums of some agents anew, as when their episodes were cut."""
         self.returns[streams] = 0.0
 

@@ -21,6 +21,7 @@ from agentgpt_remote.processes import ChildProcess
 from agentgpt_remote.serving import resolve_token
 from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
 from agentgpt_remote.trainer.run_folder import ERROR_NAME, RESULT_NAME, prepare_run_folder, read_json
+from agentgpt_remote.wrappers.remote_agents import RemoteAgents
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 
@@ -133,13 +134,19 @@ class TrainingRun:
         self._process.terminate()
         return self.wait(timeout_s)
 
-    def policy(self, *, deterministic: bool = True, seed: int | None = None) -> GPTPolicy:
+    def policy(self, *, deterministic: bool = True, seed: int | None = None, behavior: str | None = None) -> GPTPolicy:
         """Return the policy that the run has trained so far, in this process.
+
+        Args:
+            deterministic: take the likeliest action instead of sampling.
+            seed: seed of sampling.
+            behavior: whose policy, where the run trains several.
 
         Raises:
             BundleError: the run has written none yet.
+            ConfigError: there is no such behaviour, or there are several and none is named.
         """
-        return open_policy(self.run_dir / "policy", deterministic=deterministic, seed=seed)
+        return GPTPolicy(self.run_dir / "policy", deterministic=deterministic, seed=seed, behavior=behavior)
 
 
 def open_policy(source: str | Path, *, deterministic: bool = True, seed: int | None = None) -> GPTPolicy:
@@ -213,7 +220,7 @@ def hosts_of(env: Any, token: str | None) -> tuple[dict[str, EnvHost], dict[str,
     """Return hosts by name and tokens by URL, for what a user passed as ``env``.
 
     Args:
-        env: a RemoteEnv, a RemoteVectorEnv, the URL of a host, a list of them, or None.
+        env: a RemoteEnv, a RemoteVectorEnv, a RemoteParallelEnv, the URL of a host, a list of them, or None.
         token: of all hosts that have none of their own; it is under the empty URL.
 
     Raises:
@@ -240,17 +247,27 @@ def _lent(item: Any) -> list[tuple[str, EnvHost, str | None]]:
     if isinstance(item, str):
         return [(item.partition("://")[2].strip("/") or item, EnvHost(env_endpoint=item), None)]
     inner = getattr(item, "unwrapped", item)
-    if not isinstance(inner, RemoteEnv | RemoteVectorEnv):
+    lender = _lender(inner)
+    if lender is None:
         kind = "vector environment" if isinstance(inner, VectorEnv) else type(inner).__name__
         raise ConfigError(
-            f"env holds a {kind}, which lives in this process: pass RemoteEnv(env), a RemoteVectorEnv or a URL, "
-            "or train in this process with agentgpt_remote.trainer.loop.train(..., envs=[...])"
+            f"env holds a {kind}, which lives in this process: pass RemoteEnv(env), RemoteParallelEnv(env), a "
+            "RemoteVectorEnv or a URL, or train in this process with "
+            "agentgpt_remote.trainer.loop.train(..., envs=[...])"
         )
     return [
         (
-            inner.spec.id if inner.spec is not None else lent.url.partition("://")[2],
+            lender.spec.id if lender.spec is not None else lent.url.partition("://")[2],
             EnvHost(env_endpoint=lent.url, num_agents=lent.num_envs),
             lent.token,
         )
-        for lent in inner.lend()
+        for lent in lender.lend()
     ]
+
+
+def _lender(env: Any) -> RemoteEnv | RemoteVectorEnv | RemoteAgents | None:
+    """Return the session behind an environment; RemoteParallelEnv's own class needs PettingZoo."""
+    if isinstance(env, RemoteEnv | RemoteVectorEnv | RemoteAgents):
+        return env
+    remote = getattr(env, "__dict__", {}).get("_remote")
+    return remote if isinstance(remote, RemoteAgents) else None

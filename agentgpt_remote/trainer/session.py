@@ -128,8 +128,10 @@ class TrainingSession:
         smallest = min(lane.num_agents for lane in listed)
         blocks = max(config.num_layers, self.learner.critic.config.num_layers) + 1
         self._context = 2 * blocks * config.max_input_states + 64
-        ahead = min(4 * self._rollout_tokens // smallest, _MOST_AHEAD * self._rollout_tokens // num_agents)
-        held = hp.buffer_size // num_agents if hp.algorithm == "offpolicy" else ahead
+        held = min(4 * self._rollout_tokens // smallest, _MOST_AHEAD * self._rollout_tokens // num_agents)
+        if hp.algorithm == "offpolicy":
+            held = hp.buffer_size // num_agents
+        self._max_untrained = None if hp.algorithm == "offpolicy" else held
         capacity = held + self._context
         actions = ActionFeatures(action_space)
         seen = self.model.observations
@@ -142,7 +144,16 @@ class TrainingSession:
             hp.exploration, required(hp.learning_starts), actions.numeric_width, num_agents, self.generator
         )
         self.acting = copy.deepcopy(self.model) if explorer.parameter_noise else self.model
-        self.collector = Collector(
+        self.collector = self._make_collector(lanes, absent, explorer)
+        self.lag = PolicyLag()
+        self.best = BestPolicy()
+        self._since_refresh = 0
+        self.resumes = 0
+        self._resumed_lanes: list[dict[str, Any]] = []
+
+    def _make_collector(self, lanes: list[Lane], absent: Sequence[AbsentLane], explorer: Explorer) -> Collector:
+        hp = self.hp
+        return Collector(
             lanes,
             self.acting,
             self.store,
@@ -151,13 +162,8 @@ class TrainingSession:
             hp.max_steps,
             absent=absent,
             host_wait_s=hp.host_wait_s,
-            max_untrained=None if hp.algorithm == "offpolicy" else ahead,
+            max_untrained=self._max_untrained,
         )
-        self.lag = PolicyLag()
-        self.best = BestPolicy()
-        self._since_refresh = 0
-        self.resumes = 0
-        self._resumed_lanes: list[dict[str, Any]] = []
 
     def _make_learner(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PPO | OffPolicy:
         if self.hp.algorithm == "offpolicy":

@@ -14,6 +14,7 @@ from agentgpt_remote.errors import ConfigError
 logger = logging.getLogger("agentgpt_remote.trainer")
 MAX_STORE_BYTES = 8 * 2**30
 _SCALAR_BYTES = 32  # of a token, beside observation, action and mask
+Streams = slice | NDArray[np.int64]  # which streams: a range, or different numbers
 _COMPLETED = ("action", "log_prob", "version", "reward", "terminated", "truncated", "valid")
 
 
@@ -84,7 +85,7 @@ class StreamStore:
 
     def open(
         self,
-        streams: slice,
+        streams: Streams,
         obs: NDArray[Any],
         is_first: NDArray[np.bool_],
         *,
@@ -114,9 +115,7 @@ class StreamStore:
     def _mask_actions(self, width: int) -> None:
         self.action_mask = np.ones((self.num_streams, self.capacity, width), np.bool_)
 
-    def act(
-        self, streams: slice | NDArray[np.int64], action: NDArray[Any], log_prob: NDArray[Any], version: int
-    ) -> None:
+    def act(self, streams: Streams, action: NDArray[Any], log_prob: NDArray[Any], version: int) -> None:
         """Store the decision taken at the open tokens: compact action (n, action_width), log-probability (n,)."""
         rows, index = self._at(streams)
         self.action[rows, index] = action
@@ -125,7 +124,7 @@ class StreamStore:
 
     def complete(
         self,
-        streams: slice,
+        streams: Streams,
         reward: NDArray[Any],
         terminated: NDArray[np.bool_],
         truncated: NDArray[np.bool_],
@@ -139,20 +138,20 @@ class StreamStore:
         self.valid[rows, index] = valid
         self.position[streams] += 1
 
-    def cut(self, streams: slice) -> None:
+    def cut(self, streams: Streams) -> None:
         """End the streams where they are, as when their host is lost: bootstrap from the open token."""
-        rows = np.arange(streams.start, streams.stop)
+        rows = _rows(streams)
         last = (self.position[streams] - 1) % self.capacity
         ended = self.terminated[rows, last]
         self.truncated[rows, last] |= ~ended & self.valid[rows, last]
 
-    def restart(self, streams: slice) -> None:
+    def restart(self, streams: Streams) -> None:
         """End the streams' episodes where they are, for new ones to be opened.
 
         The open token becomes the episode's last one, from which the value is bootstrapped; nothing is joined.
         """
         self.cut(streams)
-        for stream in range(streams.start, streams.stop):
+        for stream in _rows(streams).tolist():
             if self.opened[stream]:
                 no = np.zeros(1, np.bool_)
                 self.complete(slice(stream, stream + 1), np.zeros(1), no, no, no)
@@ -213,9 +212,12 @@ class StreamStore:
         """Return the actions before the tokens, broadcast over rows and tokens; shape (..., action_width)."""
         return self.action[rows, (tokens - 1) % self.capacity]
 
-    def _at(self, streams: slice | NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        rows = np.arange(streams.start, streams.stop) if isinstance(streams, slice) else streams
-        return rows, self.position[streams] % self.capacity
+    def _at(self, streams: Streams) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return _rows(streams), self.position[streams] % self.capacity
+
+
+def _rows(streams: Streams) -> NDArray[np.int64]:
+    return np.arange(streams.start, streams.stop) if isinstance(streams, slice) else streams
 
 
 def _ragged(first: NDArray[np.int64], stop: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -16,11 +16,13 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
+from agentgpt_remote.agents import MultiAgentEnv
 from agentgpt_remote.errors import AgentGPTError, CapacityReached, ConfigError, ConnectionLost, RemoteTimeout
 from agentgpt_remote.handshake import Open
 from agentgpt_remote.serving import resolve_token
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.offers import free_envs, host_health
+from agentgpt_remote.wrappers.pettingzoo_env import adapt
 from agentgpt_remote.wrappers.rooms import Room, RoomMember
 from agentgpt_remote.wrappers.transport import SessionTransport, Timeouts
 
@@ -104,7 +106,7 @@ class InstanceHost(Host):
         import agentgpt_remote
 
         token = secrets.token_urlsafe(24)
-        self._render_mode = env.render_mode
+        self._render_mode = getattr(env, "render_mode", None)
         self._server = agentgpt_remote.serve(env, port=0, token=token, block=False)
         super().__init__(str(self._server.url), token)
 
@@ -231,7 +233,7 @@ def find_hosts(
         return found
     if source is None:
         raise ConfigError("what environment? Pass a source such as 'CartPole-v1', or url= of a host")
-    if isinstance(source, (gym.Env, VectorEnv)):
+    if isinstance(source, (gym.Env, VectorEnv, MultiAgentEnv)) or adapt(source) is not None:
         if workers:
             raise ConfigError(
                 f"workers={workers}: an environment of this process can't move to another; pass a factory"

@@ -13,6 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from agentgpt_remote.errors import ChildProcessFailed, ConfigError, NotSendable
 from agentgpt_remote.processes import READY_TIMEOUT_S, ChildProcess
 from agentgpt_remote.remote_errors import error_from_dict
+from agentgpt_remote.wrappers.unity.builds import is_build
 
 
 class LocalHost:
@@ -106,7 +107,7 @@ class LocalHost:
 def _portable(source: Any) -> Any:
     """Return the source as a string, or as the bytes of what this process knows about it."""
     if isinstance(source, str):
-        if ":" in source:
+        if ":" in source or is_build(source):
             return source
         source = find_spec(source)
     if not isinstance(source, EnvSpec) and not callable(source):

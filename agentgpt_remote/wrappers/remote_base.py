@@ -19,8 +19,10 @@ from agentgpt_remote.protocol import Kind
 from agentgpt_remote.registration import NAMESPACE, remote_spec
 from agentgpt_remote.wrappers.hosting import Host, LentHost, Sessions
 from agentgpt_remote.wrappers.transport import SessionTransport, Timeouts
+from agentgpt_remote.wrappers.unity.builds import UNITY_PREFIX
 
 _logger = logging.getLogger("agentgpt_remote.client")
+UNITY_ID = "Unity-v0"
 HOST_LOSS = "host_loss"  # key of the info that says why an episode was truncated
 MISSING, METHOD, VALUE = "missing", "method", "value"
 SPIN_WAIT_S = 0.001
@@ -138,9 +140,18 @@ def find_kind(env: gym.Env[Any, Any], name: str) -> str:
         return MISSING
 
 
-def named_source(source: Any) -> Any:
-    """Return the source without the prefix of remote ids: ``agentgpt/CartPole-v1`` names this very thing."""
-    return source.removeprefix(NAMESPACE) if isinstance(source, str) else source
+def named_source(source: Any, env_kwargs: dict[str, Any] | None = None) -> Any:
+    """Return the source without the prefix of remote ids: ``agentgpt/CartPole-v1`` names this very thing.
+
+    ``agentgpt/Unity-v0`` is the Unity build that ``file_name`` in ``env_kwargs`` names, from which it is taken; the
+    editor without it.
+    """
+    if not isinstance(source, str):
+        return source
+    source = source.removeprefix(NAMESPACE)
+    if source != UNITY_ID or env_kwargs is None:
+        return source
+    return f"{UNITY_PREFIX}{env_kwargs.pop('file_name', None) or ''}"
 
 
 def spin_seconds(spin_wait: bool | float) -> float:

@@ -106,8 +106,10 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
         self._last: Any = None
         self._last_frame: Any = None
         with fixed_type_errors():
-            self._request = open_request(render_mode, env_kwargs)
+            if url is None:
+                source = named_source(source, env_kwargs)
             source = named_source(source)
+            self._request = open_request(render_mode, env_kwargs)
             hosts = find_hosts(source, url, token, workers, wait_s=connect_timeout_s)
             self._connect(freest_first(hosts), timeouts, owned=url is None)
             try:

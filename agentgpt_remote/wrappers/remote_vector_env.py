@@ -121,9 +121,11 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         self._sent: deque[int] = deque()
         self._received_early: dict[int, Any] = {}
         with fixed_type_errors():
+            if url is None:
+                source = named_source(source, env_kwargs)
+            source = named_source(source)
             self._request = open_request(render_mode, env_kwargs)
             self._request.autoreset_mode = self._mode.value
-            source = named_source(source)
             if num_envs is None and isinstance(source, VectorEnv):
                 num_envs = source.num_envs
             hosts = find_hosts(source, url, token, workers, wait_s=connect_timeout_s, num_envs=num_envs or 1)

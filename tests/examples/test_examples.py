@@ -20,6 +20,7 @@ EXAMPLES = [
     ("sb3_ppo", "stable_baselines3", "CartPole-v1", ["--total-steps", "2048"], 20.0),
     ("cleanrl_ppo", "torch", "CartPole-v1", ["--total-steps", "16384"], 60.0),
     ("torchrl_rollout", "torchrl", "CartPole-v1", ["--steps", "200"], 10.0),
+    ("team_game", "mpe2", "pettingzoo:mpe2.simple_tag_v3", ["--total-steps", "4000", "--episodes", "2"], 0.0),
     ("envpool_host", "envpool", "envpool:Walker2d-v4", ["--num-envs", "4", "--steps", "20"], 1.0),
 ]
 
@@ -80,3 +81,19 @@ def test_rllib_example_runs_with_the_gymnasium_that_rllib_pins(tmp_path: Path, s
         returns = [float(value) for value in re.findall(r"episode_return=(\S+)", run(*short, *where))]
         assert len(returns) == 3
         assert returns[-1] > 15.0
+
+
+def test_unity_training_runs_on_a_build_and_on_hosts_of_it(
+    tmp_path: Path, serve_here: ServeFunction, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlagents_envs")
+    from examples.unity_training import main
+    from tests.unity.stand_in import write_player
+
+    build = write_player(tmp_path, agents=4, task="balance", continuous=1, length=30, delay=1)
+    assert (
+        main(["--build", build, "--total-steps", "3000"]) > 5
+    )  # an agent that does nothing falls after about 15 steps
+    urls = [serve_here(f"unity:{build}").url for _ in range(2)]
+    assert main(["--url", *urls, "--total-steps", "3000"]) > 5
+    assert "Walker?team=0: return" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,22 +78,26 @@ def served(bundles: dict[str, Path]) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def sagemaker() -> Iterator[SageMakerStandIn]:
-    """A stand-in for SageMaker, and an environment in which boto3 finds it and credentials."""
+def sagemaker_stand_in() -> Iterator[SageMakerStandIn]:
+    """A stand-in for SageMaker."""
     stand_in = SageMakerStandIn()
+    yield stand_in
+    stand_in.close()
+
+
+@pytest.fixture
+def sagemaker(sagemaker_stand_in: SageMakerStandIn, monkeypatch: pytest.MonkeyPatch) -> SageMakerStandIn:
+    """The stand-in, in an environment in which boto3 finds it and credentials."""
     variables = {
-        "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": stand_in.url,
+        "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": sagemaker_stand_in.url,
         "AWS_REGION": "eu-central-1",
         "AWS_DEFAULT_REGION": "eu-central-1",
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
     }
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    yield stand_in
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
-    stand_in.close()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return sagemaker_stand_in
 
 
 @pytest.fixture(params=["folder", "onnx", "ws", "http", "sagemaker"])

@@ -18,7 +18,8 @@ from agentgpt_remote.metrics import read_metrics
 from agentgpt_remote.trainer.checkpoint import Checkpoints
 from agentgpt_remote.trainer.exploration import Exploration
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
-from agentgpt_remote.trainer.loop import TrainingResult, train
+from agentgpt_remote.trainer.loop import train
+from agentgpt_remote.trainer.results import TrainingResult
 from examples.envs import catch, doors
 from tests.trainer.test_spaces import Everything
 from tests.trainer.tiny_envs import Echo

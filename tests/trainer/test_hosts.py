@@ -27,8 +27,9 @@ from agentgpt_remote.serving import BackgroundServer
 from agentgpt_remote.trainer.evaluation import evaluate_source
 from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
 from agentgpt_remote.trainer.lag import PolicyLag
-from agentgpt_remote.trainer.loop import TrainingResult, train
+from agentgpt_remote.trainer.loop import train
 from agentgpt_remote.trainer.reporting import Progress
+from agentgpt_remote.trainer.results import TrainingResult
 from agentgpt_remote.trainer.streams import StreamStore
 from agentgpt_remote.wrappers.local_host import LocalHost
 from tests.support import wait_until

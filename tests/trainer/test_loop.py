@@ -18,9 +18,10 @@ from agentgpt_remote.metrics import read_metrics
 from agentgpt_remote.policy.bundle import load_bundle
 from agentgpt_remote.trainer.checkpoint import load_checkpoint
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
-from agentgpt_remote.trainer.loop import TrainingResult, train
+from agentgpt_remote.trainer.loop import train
 from agentgpt_remote.trainer.ppo import PPO
 from agentgpt_remote.trainer.reporting import Progress
+from agentgpt_remote.trainer.results import TrainingResult
 from tests.trainer.tiny_envs import Echo
 
 SMALL: dict[str, Any] = {"rollout_steps": 256, "d_model": 32, "num_heads": 2, "max_input_states": 4, "chunk_steps": 16}

@@ -25,8 +25,9 @@ from agentgpt_remote.trainer.critics import ActionCritic, DiscreteCritic
 from agentgpt_remote.trainer.evaluation import evaluate_source
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
 from agentgpt_remote.trainer.lanes import Lane
-from agentgpt_remote.trainer.loop import TrainingResult, train
+from agentgpt_remote.trainer.loop import train
 from agentgpt_remote.trainer.replay import draw
+from agentgpt_remote.trainer.results import TrainingResult
 from agentgpt_remote.trainer.streams import StreamStore
 from tests.trainer.test_sampler import fill
 from tests.trainer.tiny_envs import Echo
