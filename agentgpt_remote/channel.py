@@ -8,9 +8,10 @@ straight into its own memory.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from agentgpt_remote.errors import ConnectionLost, ProtocolError, RemoteTimeout
@@ -18,6 +19,7 @@ from agentgpt_remote.frames import (
     BINARY,
     CLOSE,
     MESSAGE_TOO_BIG,
+    NO_MASK,
     PING,
     PONG,
     PROTOCOL_ERROR,
@@ -26,13 +28,17 @@ from agentgpt_remote.frames import (
     FrameTooLarge,
     Message,
     frame_header,
+    load_mask,
+    masked_header,
 )
 from agentgpt_remote.processes import yield_processor
 from agentgpt_remote.protocol import PartedReply, Reply
+from agentgpt_remote.tls import is_local
 
 NORMAL: Final = 1000
 _LINGER_S = 2.0
 _DISCARD_BYTES = 65536
+_MASK_BYTES = 65536
 
 Handler = Callable[[Message], "Reply | asyncio.Future[Reply]"]
 
@@ -46,6 +52,9 @@ class Channel(asyncio.BufferedProtocol):
         max_frame_bytes: largest message accepted, in bytes.
         on_lost: called when the connection is gone.
         turns: whose turn it is, where several clients ask at once.
+        received: bytes that arrived before, at most a chunk of the reader.
+        dialled: whether this end dialled: then what it sends is masked, and what it receives is not (RFC 6455,
+            section 5.3).
     """
 
     def __init__(
@@ -55,9 +64,16 @@ class Channel(asyncio.BufferedProtocol):
         max_frame_bytes: int,
         on_lost: Callable[[Exception | None], None],
         turns: Turns,
+        *,
+        received: bytes = b"",
+        dialled: bool = False,
     ) -> None:
         self._transport = transport
-        self._reader = FrameReader(peer, max_frame_bytes, self._control, from_client=True)
+        self._dialled = dialled
+        # A mask keeps a payload from looking like HTTP to what reads it on its way, and costs a copy.
+        self._apply_mask = load_mask() if dialled and _is_readable_on_its_way(transport) else None
+        self._reader = FrameReader(peer, max_frame_bytes, self._control, from_client=not dialled)
+        self._reader.preload(received)
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost
         self._turns = turns
@@ -71,7 +87,7 @@ class Channel(asyncio.BufferedProtocol):
         self._closing = False
         self._poll = BusyPoll(self._loop)
         # No message is handled before the last reply is on its way: it may be made of memory that the next one changes.
-        transport.set_write_buffer_limits(high=0)
+        transport.set_write_buffer_limits(high=1, low=0)  # with TLS, a limit of 0 is reached by an empty buffer
         transport.pause_reading()
         transport.set_protocol(self)
         transport.resume_reading()
@@ -113,7 +129,13 @@ class Channel(asyncio.BufferedProtocol):
     def _send_frame(self, opcode: int, data: Buffer) -> None:
         if self._transport.is_closing():
             return
-        self._transport.write(frame_header(opcode, len(data)) + data)
+        if not self._dialled:
+            self._transport.write(frame_header(opcode, len(data)) + data)
+        elif self._apply_mask is None:
+            self._transport.write(masked_header(opcode, len(data)) + NO_MASK + data)
+        else:
+            mask = os.urandom(4)
+            self._transport.write(masked_header(opcode, len(data)) + mask + self._apply_mask(data, mask))
 
     def close(self, code: int = NORMAL, reason: str = "") -> None:
         """Say why, and close the connection once the client has; a second call does nothing.
@@ -127,6 +149,14 @@ class Channel(asyncio.BufferedProtocol):
         if not self._transport.is_closing():
             self._transport.resume_reading()
             self._loop.call_later(_LINGER_S, self._transport.close)
+
+    async def ended(self) -> None:
+        """Wait until the connection is gone, which it is soon after :meth:`close`."""
+        await asyncio.shield(self._lost)
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._transport.abort()
 
     def get_buffer(self, _: int) -> memoryview | bytearray:
         """Return where the event loop is to receive."""
@@ -208,9 +238,27 @@ class Channel(asyncio.BufferedProtocol):
         if isinstance(reply, bytes):
             self._send_frame(BINARY, reply)
         elif not self._transport.is_closing():
-            self._transport.writelines((frame_header(BINARY, reply.nbytes), *reply.parts))
+            self._transport.writelines(self._framed(reply))
         if self._ended():
             self.close()
+
+    def _framed(self, reply: PartedReply) -> Iterable[Buffer]:
+        """Return the frame of a large reply, in parts."""
+        if not self._dialled:
+            return (frame_header(BINARY, reply.nbytes), *reply.parts)
+        if self._apply_mask is None:
+            return (masked_header(BINARY, reply.nbytes) + NO_MASK, *reply.parts)
+        mask = os.urandom(4)
+        parts: list[Buffer] = [masked_header(BINARY, reply.nbytes) + mask]
+        sent = 0
+        for part in reply.parts:
+            view = memoryview(part)
+            for start in range(0, len(view), _MASK_BYTES):  # masking what fits into the cache takes a tenth of the time
+                shift = sent % 4
+                piece = view[start : start + _MASK_BYTES]
+                parts.append(self._apply_mask(piece, mask[shift:] + mask[:shift]))
+                sent += len(piece)
+        return parts
 
     def _on_reply(self, reply: asyncio.Future[Reply]) -> None:
         self._reply = None
@@ -233,6 +281,11 @@ class Channel(asyncio.BufferedProtocol):
             self._send_frame(CLOSE, payload[:2])
             self._closing = True
             self._transport.close()
+
+
+def _is_readable_on_its_way(transport: asyncio.Transport) -> bool:
+    """Tell whether a proxy between here and the peer can read what is sent."""
+    return transport.get_extra_info("ssl_object") is None and not is_local(transport.get_extra_info("socket"))
 
 
 class Turns:

@@ -30,7 +30,7 @@ from agentgpt_remote.frames import (
     masked_header,
 )
 from agentgpt_remote.processes import yield_processor
-from agentgpt_remote.tls import TlsSocket, encrypt
+from agentgpt_remote.tls import TlsSocket, Trust, encrypt
 from agentgpt_remote.upgrade import parse_url, upgrade
 
 DEFAULT_CONNECT_TIMEOUT_S = 10.0
@@ -85,20 +85,15 @@ class WebSocketConnection:
         Raises:
             ConfigError: the URL has no host or an unknown scheme.
             HostUnreachable: nothing accepted the connection in time.
-            AuthError: the server refused the token, or its certificate is not trusted.
+            AuthError: the server refused the token, its certificate is not trusted, or the token would travel
+                unencrypted to another machine.
             ProtocolMismatch: what listens there is another service.
         """
         host, port, uri = parse_url(url, path)
         deadline = time.monotonic() + connect_timeout_s
+        sock = open_socket(url, host, port, connect_timeout_s, hint)
         try:
-            sock = socket.create_connection((host, port), timeout=connect_timeout_s)
-        except OSError as error:
-            reason = "did not answer in time" if isinstance(error, TimeoutError) else f"{error.strerror or error}"
-            raise HostUnreachable(f"nothing listens at {url} ({reason}): {hint}") from error
-        try:
-            _tune(sock)
-            if uri.startswith("wss:"):
-                sock = _encrypted(sock, host, url, hint)
+            sock = secure(sock, uri.startswith("wss:"), host, url, hint, sends_secret=token is not None)
             authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
             rest = upgrade(sock, uri, {**(headers or {}), **authorization}, deadline, url, hint)
             sock.settimeout(None)
@@ -283,7 +278,37 @@ def wait_readable(connections: Iterable[WebSocketConnection], timeout_s: float) 
     return [by_descriptor[descriptor] for descriptor, _ in poll.poll(max(0.0, timeout_s * 1000.0))]
 
 
-def _encrypted(sock: socket.socket, host: str, url: str, hint: str) -> TlsSocket:
+def open_socket(url: str, host: str, port: int, timeout_s: float, hint: str) -> socket.socket:
+    """Return a socket that is connected to a server, with the timeout set.
+
+    Raises:
+        HostUnreachable: nothing accepted the connection in time.
+    """
+    try:
+        sock = socket.create_connection((host, port), timeout=timeout_s)
+    except OSError as error:
+        reason = "did not answer in time" if isinstance(error, TimeoutError) else f"{error.strerror or error}"
+        raise HostUnreachable(f"nothing listens at {url} ({reason}): {hint}") from error
+    try:
+        tune(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def secure(sock: socket.socket, with_tls: bool, host: str, url: str, hint: str, *, sends_secret: bool) -> socket.socket:
+    """Return the socket with TLS over it, or as it is where it may be used without.
+
+    Raises:
+        AuthError: the certificate is not trusted, or a secret would travel unencrypted to another machine.
+        HostUnreachable: the connection ended.
+        ProtocolMismatch: the server does not speak TLS.
+    """
+    if not with_tls:
+        if sends_secret:
+            Trust.of_environment().check_plaintext(sock, url)
+        return sock
     try:
         return encrypt(sock, host, url)
     except AuthError:
@@ -292,7 +317,8 @@ def _encrypted(sock: socket.socket, host: str, url: str, hint: str) -> TlsSocket
         raise HostUnreachable(f"{url} closed the connection during the handshake: {hint}") from error
 
 
-def _tune(sock: socket.socket) -> None:
+def tune(sock: socket.socket) -> None:
+    """Have a connected socket send small messages at once, and the kernel find peers that are gone."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE:

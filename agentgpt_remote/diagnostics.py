@@ -12,20 +12,25 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import gymnasium as gym
-import httpx
 import numpy as np
 
 from agentgpt_remote._version import __version__
 from agentgpt_remote.errors import AgentGPTError
-from agentgpt_remote.upgrade import health_url
+from agentgpt_remote.serving import resolve_token
 from agentgpt_remote.wrappers.local_host import LocalHost
+from agentgpt_remote.wrappers.offers import ask_health, free_envs, host_health
+from agentgpt_remote.wrappers.pacing import advice, measure, probe_size
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
+from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
+from agentgpt_remote.wrappers.rooms import Room
 
 _COLOUR = re.compile(r"\x1b\[\d+m")
+_PINGS, _PING_S = 100, 5.0
+_ASSUMED_ENVS = 64  # of a host without a limit
 Outcome = Literal["ok", "warning", "failed", "skipped"]
 
 
@@ -63,24 +68,22 @@ def check_host(url: str, *, token: str | None = None, steps: int = 200) -> Itera
         return RemoteEnv(url=url, token=token)
 
     with connect() as env:
-        yield _health(url)
+        yield _health(url, resolve_token(token))
         yield Check(name="observation space", outcome="ok", detail=str(env.observation_space))
         yield Check(name="action space", outcome="ok", detail=str(env.action_space))
     yield _env_checker("gymnasium check_env", connect, _gymnasium_check)
     yield _env_checker("stable-baselines3 check_env", connect, _sb3_check)
     yield _determinism(connect, steps)
     yield _round_trip(connect, steps)
+    yield from check_distance(url, token)
 
 
-def _health(url: str) -> Check:
-    address = health_url(url)
+def _health(url: str, token: str | None) -> Check:
     try:
-        answer = httpx.get(address, timeout=10.0)
-        fields = answer.json()
-    except (httpx.HTTPError, ValueError) as error:
-        return Check(name="health", outcome="failed", detail=f"GET {address} failed: {error}")
-    outcome: Outcome = "ok" if answer.status_code == 200 else "failed"
-    return Check(name="health", outcome=outcome, detail=", ".join(f"{key}={value}" for key, value in fields.items()))
+        fields = ask_health(url, token)
+    except AgentGPTError as error:
+        return Check(name="health", outcome="failed", detail=str(error))
+    return Check(name="health", outcome="ok", detail=", ".join(f"{key}={value}" for key, value in fields.items()))
 
 
 def _gymnasium_check(env: gym.Env[Any, Any]) -> None:
@@ -156,6 +159,62 @@ def _round_trip(connect: Callable[[], gym.Env[Any, Any]], steps: int) -> Check:
     median, slow = statistics.median(times_ms), sorted(times_ms)[int(0.99 * len(times_ms))]
     detail = f"step round trip median {median:.2f} ms, p99 {slow:.2f} ms, {1e3 / median:.0f} steps/s with one env"
     return Check(name="round trip", outcome="ok", detail=detail)
+
+
+def check_distance(url: str, token: str | None) -> Iterator[Check]:
+    """Measure the way to a host, and say what it lets through and what to keep in flight.
+
+    Args:
+        url: where the host listens.
+        token: its token; ``AGENTGPT_TOKEN`` by default.
+
+    Yields:
+        The round-trip time of requests that ask for nothing, the environments in flight there now, the ceiling.
+
+    Raises:
+        AgentGPTError: the host can't be reached or refuses the session.
+    """
+    told = _offers(url, resolve_token(token))
+    free = free_envs(told)
+    with RemoteVectorEnv(
+        url=url, token=token, num_envs=probe_size(_ASSUMED_ENVS if free is None else max(1, free))
+    ) as probe:
+        pings_ms = _pings_ms(probe)
+        way = replace(measure(probe), rtt_s=1e-3 * statistics.median(pings_ms))
+    slow = sorted(pings_ms)[int(0.99 * len(pings_ms))]
+    detail = f"RTT median {1e3 * way.rtt_s:.2f} ms, p99 {slow:.2f} ms over {len(pings_ms)} pings of a session"
+    yield Check(name="distance", outcome="ok", detail=detail)
+    yield Check(name="in flight", outcome="ok", detail=_in_flight(told, free))
+    offered = told.get("num_envs")
+    num_envs = _ASSUMED_ENVS if offered is None else int(offered)
+    yield Check(name="ceiling", outcome="ok", detail=advice(way, num_envs))
+
+
+def _offers(url: str, token: str | None) -> dict[str, Any]:
+    """Return what a host tells of itself, or the hosts of a room together."""
+    room = Room.at(url, token)
+    if room is None:
+        return host_health(url, token)
+    members = [member.offers for member in room.members()]
+    counts: dict[str, Any] = {name: sum(told.get(name) or 0 for told in members) for name in ("sessions", "envs")}
+    limits = [told.get("num_envs") for told in members]
+    return counts | {"num_envs": None if None in limits else sum(int(limit or 0) for limit in limits)}
+
+
+def _pings_ms(probe: RemoteVectorEnv) -> list[float]:
+    """Return round-trip times of up to 100 requests that ask for nothing, in milliseconds."""
+    probe.ping()  # what is done once is not part of the way
+    began = time.perf_counter()
+    times_ms = [1e3 * probe.ping()]
+    while len(times_ms) < _PINGS and time.perf_counter() - began < _PING_S:
+        times_ms.append(1e3 * probe.ping())
+    return times_ms
+
+
+def _in_flight(told: dict[str, Any], free: int | None) -> str:
+    sessions, envs = told.get("sessions", 0), told.get("envs", 0)
+    limit = "no limit" if free is None else f"{free} of {told.get('num_envs')} free"
+    return f"{envs} envs of {sessions} other sessions there now, {limit}"
 
 
 def doctor() -> Iterator[Check]:

@@ -185,12 +185,14 @@ _EXTRA_OF_MODULE = {
     "sagemaker": "sagemaker",
     "moto": "rehearse",
     "onnxruntime": "onnx",
+    "cryptography": "tls",
     "pettingzoo": "pettingzoo",
     "mlagents_envs": "unity",
     "grpc": "unity",
     "imageio_ffmpeg": "video",
     "pygame": "video",
     "huggingface_hub": "hub",
+    "pyngrok": "tunnel",
 }
 
 

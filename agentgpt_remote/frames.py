@@ -33,6 +33,9 @@ class FrameTooLarge(ProtocolError):
     """A message is over the frame limit."""
 
 
+NO_MASK: Final = bytes(4)  # masked with it, a payload stays as it is
+
+
 def load_mask() -> _Mask:
     """Return the function that masks a payload with four bytes, and unmasks it again."""
     from websockets.frames import apply_mask  # type: ignore[attr-defined]

@@ -6,6 +6,8 @@ mismatch is told rather than suffered.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -59,12 +61,23 @@ class Open(msgspec.Struct, kw_only=True, tag="open", tag_field="message"):
 
 
 class Resume(msgspec.Struct, kw_only=True, tag="resume", tag_field="message"):
-    """Ask to go on with a session whose connection was lost."""
+    """Ask to go on with a session whose connection was lost; ``proof`` shows that the secret is known."""
 
     protocol: int = PROTOCOL_VERSION
     versions: dict[str, str] = {}
     session_id: str
-    secret: str
+    attempt: int
+    proof: bytes
+
+    @classmethod
+    def of(cls, session_id: str, secret: str, attempt: int) -> Resume:
+        """Return the message of an attempt; each is good once, and only upwards."""
+        return cls(session_id=session_id, attempt=attempt, proof=resume_proof(session_id, secret, attempt))
+
+
+def resume_proof(session_id: str, secret: str, attempt: int) -> bytes:
+    """Return what shows that the sender of a resume message knows the session's secret (RFC 2104)."""
+    return hmac.digest(secret.encode(), f"{session_id} {attempt}".encode(), hashlib.sha256)
 
 
 class Opened(msgspec.Struct, kw_only=True, tag="opened", tag_field="message"):

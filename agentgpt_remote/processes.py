@@ -24,6 +24,7 @@ READY_TIMEOUT_S = 60.0
 _READY_PREFIX = "agentgpt-ready "
 _POLL_PARENT_S = 1.0
 _TAIL_BYTES = 8192
+_MANY_FILES = 65536
 _READ_BYTES = 65536
 _LAST_OUTPUT_S = 1.0  # what the child started may keep its output open for longer
 
@@ -213,6 +214,18 @@ def yield_processor() -> None:
     """Let another process run on this processor, if one wants to: for loops that poll."""
     if hasattr(os, "sched_yield"):
         os.sched_yield()
+
+
+def allow_many_connections() -> None:
+    """Raise this process's limit of open files, where the system lets it, to what a thousand peers need."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, _MANY_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @atexit.register

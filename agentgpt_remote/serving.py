@@ -1,9 +1,8 @@
 """Serve an ASGI application: who may connect, on which address, and for how long.
 
-The environment host and the policy server share these rules. They listen on loopback unless asked,
-refuse any other address without a token, and compare the token before a WebSocket upgrade is
-accepted. Without a token, only this machine's own programs are let in: a request that a web page of
-another origin sends, or that reaches loopback under a foreign host name, is refused.
+The environment host, the policy server and the relay share these rules. They listen on loopback unless asked,
+refuse any other address without a token (``admission.py``) and without TLS, and give a connection only so long to
+ask for something (``half_open.py``).
 
 uvicorn is imported when a server starts, never with the package.
 """
@@ -12,34 +11,44 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hmac
 import importlib.util
 import ipaddress
-import json
 import logging
 import os
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
 
+from agentgpt_remote.admission import TOKEN_VARIABLE, ASGIApp, Message, NotFound, Receive, Scope, Send, TokenAuth
 from agentgpt_remote.channel import CONNECTION
 from agentgpt_remote.connection import DEFAULT_MAX_FRAME_BYTES
 from agentgpt_remote.errors import AgentGPTError, AuthError, ConfigError, PortInUse, RemoteTimeout
+from agentgpt_remote.tls import INSECURE_VARIABLE, fingerprint, is_insecure_allowed
 
 if TYPE_CHECKING:
     import uvicorn
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+__all__ = [
+    "TLS",
+    "TOKEN_VARIABLE",
+    "ASGIApp",
+    "BackgroundServer",
+    "Message",
+    "NotFound",
+    "Receive",
+    "Scope",
+    "Send",
+    "ServerOptions",
+    "TokenAuth",
+    "is_loopback",
+    "resolve_token",
+    "run_app",
+]
 
-TOKEN_VARIABLE = "AGENTGPT_TOKEN"
 _START_TIMEOUT_S = 30.0
 _APP_SHUTDOWN_S = 15.0
 
@@ -92,6 +101,22 @@ class TLS:
         except OSError as error:  # ssl.SSLError too
             raise ConfigError(f"can't use the certificate {self.cert} with the key {self.key}: {error}") from error
 
+    @property
+    def pin(self) -> str:
+        """The certificate's fingerprint, for the other side to pin.
+
+        Raises:
+            ConfigError: the certificate can't be read.
+        """
+        try:
+            text = Path(self.cert).read_text(encoding="ascii")
+            end = "-----END CERTIFICATE-----"
+            return fingerprint(
+                ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN CERT") : text.index(end) + len(end)])
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"can't read the certificate {self.cert}: {error}") from error
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
@@ -105,6 +130,9 @@ class ServerOptions:
         tls: certificate to encrypt with, or ``None``.
         max_frame_bytes: largest WebSocket message accepted, in bytes.
         shutdown_timeout_s: how long open requests may take to end, in seconds.
+        insecure: whether any address but loopback may be served without TLS; ``AGENTGPT_INSECURE`` by default.
+        guard: middleware that decides who is let in, in place of one token for all.
+        guarded: whether the middleware asks for tokens.
         behind_proxy: nothing but a proxy that checks who calls reaches the port, as in a container of SageMaker: no
             token is asked for, on any address and under any host name.
     """
@@ -116,6 +144,9 @@ class ServerOptions:
     tls: TLS | None = None
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES
     shutdown_timeout_s: float = 5.0
+    insecure: bool = field(default_factory=is_insecure_allowed)
+    guard: Callable[[ASGIApp], ASGIApp] | None = field(default=None, repr=False)
+    guarded: bool = False
     behind_proxy: bool = False
 
     def __repr__(self) -> str:
@@ -136,107 +167,28 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(address).split("%")[0]).is_loopback for address in addresses)
 
 
-def _is_loopback_name(name: str) -> bool:
-    """Tell whether a Host header names loopback itself; never by a lookup, which its sender may control."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(name).is_loopback
-    return name == "localhost"
-
-
-class TokenAuth:
-    """ASGI middleware that lets a request in only with the right bearer token.
-
-    Args:
-        app: the application behind it.
-        token: the token expected in ``Authorization: Bearer ...``; ``None`` lets in local programs only.
-        open_paths: paths answered without a token (health checks).
-    """
-
-    def __init__(self, app: ASGIApp, token: str | None, open_paths: tuple[str, ...] = ("/health", "/ping")) -> None:
-        self._app = app
-        self._expected = None if token is None else f"Bearer {token}".encode()
-        self._open_paths = open_paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it with 401 or 403."""
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
-        refusal = None if scope["path"] in self._open_paths else self._refusal(dict(scope["headers"]))
-        if refusal is None:
-            await self._app(scope, receive, send)
-            return
-        status, reason = refusal
-        _logger.warning(
-            "refused status=%d path=%s peer=%s reason=%s", status, scope["path"], scope.get("client"), reason
-        )
-        await _refuse(scope, receive, send, status, reason)
-
-    def _refusal(self, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-        if self._expected is not None:
-            given = headers.get(b"authorization", b"")
-            if hmac.compare_digest(given, self._expected):
-                return None
-            what = "the token is wrong" if given else "a token is required"
-            return 401, f"{what}: pass token=, --token or {TOKEN_VARIABLE} with the token of this server"
-        name = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname or ""
-        if not _is_loopback_name(name):
-            return 403, f"host name {name!r} is not this machine's loopback: start the server with a token"
-        origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin.decode("latin-1")).netloc.encode("latin-1") != headers.get(b"host"):
-            return 403, "requests from other web origins are refused: start the server with a token"
-        return None
-
-
-class NotFound:
-    """ASGI application that answers 404 and says what is served here.
-
-    A WebSocket that a router merely denies gets 403, which a client must take for a wrong token.
-
-    Args:
-        reason: what this server is, and where to ask.
-    """
-
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse the request."""
-        await _refuse(scope, receive, send, 404, self._reason)
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str) -> None:
-    """Answer with an HTTP error, for a WebSocket before the upgrade."""
-    body = json.dumps({"error": reason}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    prefix = "http.response"
-    if scope["type"] == "websocket":
-        await receive()
-        if "websocket.http.response" not in scope.get("extensions", {}):
-            await send({"type": "websocket.close", "code": 1008, "reason": reason[:120]})
-            return
-        prefix = "websocket.http.response"
-    await send({"type": f"{prefix}.start", "status": status, "headers": headers})
-    await send({"type": f"{prefix}.body", "body": body})
-
-
 def _bind(options: ServerOptions) -> socket.socket:
     """Return a bound TCP socket.
 
     Raises:
-        AuthError: the address is not loopback and there is no token.
+        AuthError: the address is not loopback, and there is no token or no TLS.
         ConfigError: the port is out of range, the address is not one of this machine's, or the certificate is no good.
         PortInUse: another process listens there.
     """
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"port {options.port} is out of range: expected 0 (a free port) to 65535")
-    if options.token is None and not options.behind_proxy and not is_loopback(options.host):
-        raise AuthError(
-            f"refusing to listen on {options.host!r} without a token: anyone who reaches the port could use it. "
-            f"Pass --token (or token=), set {TOKEN_VARIABLE}, or listen on 127.0.0.1"
-        )
+    if not is_loopback(options.host) and not options.behind_proxy:
+        if options.token is None and not options.guarded:
+            raise AuthError(
+                f"refusing to listen on {options.host!r} without a token: anyone who reaches the port could use it. "
+                f"Pass --token (or token=), set {TOKEN_VARIABLE}, or listen on 127.0.0.1"
+            )
+        if options.tls is None and not options.insecure:
+            raise AuthError(
+                f"refusing to listen on {options.host!r} without TLS: tokens and data could be read on their way. "
+                "Pass --tls-self-signed, or --tls-cert and --tls-key; behind a proxy that does TLS, or on a network "
+                f"that you trust, pass --insecure (insecure=True, {INSECURE_VARIABLE}=1)"
+            )
     if options.tls is not None:
         options.tls.check()
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
@@ -277,9 +229,18 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
     return "without completing handshake" not in str(record.msg)
 
 
+def _guarded(app: ASGIApp, options: ServerOptions) -> ASGIApp:
+    """Put before an application what decides who is let in."""
+    if options.guard is not None:
+        return options.guard(app)
+    return app if options.behind_proxy else TokenAuth(app, options.token)
+
+
 def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], None]) -> uvicorn.Server:
     import uvicorn
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+    from agentgpt_remote.half_open import Waiting, impatient_protocol
 
     logging.getLogger("uvicorn.error").addFilter(_is_worth_logging)
 
@@ -299,9 +260,9 @@ def _make_server(app: ASGIApp, options: ServerOptions, on_started: Callable[[], 
 
     return Server(
         uvicorn.Config(
-            app if options.behind_proxy else TokenAuth(app, options.token),
+            _guarded(app, options),
             loop="uvloop" if importlib.util.find_spec("uvloop") else "asyncio",
-            http="h11",
+            http=impatient_protocol(Waiting()),
             ws=Connection,
             ws_max_size=options.max_frame_bytes,
             ws_per_message_deflate=False,

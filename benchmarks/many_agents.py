@@ -88,10 +88,8 @@ def gpt(task: str, steps: int, seed: int, **settings: Any) -> dict[str, Any]:
     from agentgpt_remote.trainer.loop import train
 
     module = importlib.import_module(task)
-    hyperparameters = Hyperparameters(
-        **{"env_id": f"pettingzoo:{task}", "num_envs": NUM_ENVS, "gamma_init": GAMMA},
-        **{"max_steps": steps, "seed": seed, **settings},
-    )
+    values = {"env_id": f"pettingzoo:{task}", "num_envs": NUM_ENVS, "gamma_init": GAMMA}
+    hyperparameters = Hyperparameters.from_dict(values | {"max_steps": steps, "seed": seed} | settings)
     with tempfile.TemporaryDirectory() as folder:
         result = train(hyperparameters, run_dir=Path(folder) / "run")
         told: dict[str, Any] = {"contender": "gpt", "seed": seed, "wall_s": result.wall_s}

@@ -26,7 +26,7 @@ def run_once(where: str, env_id: str, values: dict[str, Any]) -> TrainingResult:
         if where == "socket":
             return train(Hyperparameters(env_id=env_id, **values), run_dir=Path(scratch))
         hyperparameters = Hyperparameters(**values)
-        lanes = hyperparameters.lanes_per_host
+        lanes = hyperparameters.lanes_per_host or 1
         made = [gym.make_vec(env_id, num_envs=hyperparameters.envs_per_host // lanes) for _ in range(lanes)]
         try:
             return train(hyperparameters, run_dir=Path(scratch), envs=made)

@@ -46,7 +46,7 @@ SIZES: dict[str, dict[str, Any]] = {
 def session_with_rollout(values: dict[str, Any], env_id: str) -> Iterator[TrainingSession]:
     """Yield a session that has collected a rollout, and trains on each step in every epoch."""
     told = {"device": "cpu", "target_kl": 1e9, "max_steps": 10**9, "algorithm": "ppo", **values}
-    with closing(gym.make_vec(env_id, num_envs=Hyperparameters().num_envs)) as envs:
+    with closing(gym.make_vec(env_id, num_envs=Hyperparameters().envs_per_host)) as envs:
         continuous = isinstance(envs.single_action_space, gym.spaces.Box)
         resolved = Hyperparameters(**told).resolve("cpu", continuous=continuous, num_agents=envs.num_envs)
         lane = Lane("envs", envs, ObservationFeatures(envs.single_observation_space), 60.0)

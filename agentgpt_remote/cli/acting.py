@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from agentgpt_remote.cli.options import Host, Json, Port, TLSCert, TLSKey, Token
+from agentgpt_remote.cli.options import (
+    Host,
+    Insecure,
+    Json,
+    Port,
+    SelfSigned,
+    TLSCert,
+    TLSKey,
+    Token,
+    server_tls,
+    tls_note,
+    use_trust,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +38,8 @@ def run(
     token: Token = None,
     tls_cert: TLSCert = None,
     tls_key: TLSKey = None,
+    tls_self_signed: SelfSigned = False,
+    insecure: Insecure = False,
     watch: Annotated[bool, typer.Option("--watch", help="Take new weights when the bundle changes.")] = False,
     max_agents: Annotated[
         int | None, typer.Option(min=1, help="Most agents at once; beyond, those idle for longest make room.")
@@ -42,11 +56,12 @@ def run(
     from agentgpt_remote.policy.opening import open_policies
     from agentgpt_remote.policy.runner import check_engine
     from agentgpt_remote.policy.server import PolicyServerOptions, serve_policy
-    from agentgpt_remote.serving import TLS
 
     def announce(url: str) -> None:
         named = f", behavior={next(iter(opened))!r}" if len(opened) > 1 else ""
-        print(f'serving {bundle} at {url}; act with GPTPolicy("{url}"{named}); Ctrl-C ends it', flush=True)
+        print(
+            f'serving {bundle} at {url}; act with GPTPolicy("{url}"{named}){tls_note(tls)}; Ctrl-C ends it', flush=True
+        )
         if named:
             print(f"behaviours: {', '.join(opened)}", flush=True)
         told = next(iter(opened.values())).runner.describe()
@@ -56,7 +71,8 @@ def run(
     options = PolicyServerOptions(
         watch=watch, max_agents=max_agents, batch_wait_s=batch_wait_s, engine=check_engine(engine)
     )
-    tls = TLS.of(tls_cert, tls_key)
+    use_trust(None, None, insecure=insecure)
+    tls = server_tls(tls_cert, tls_key, tls_self_signed, host)
     opened = open_policies(bundle, engine=options.engine, max_agents=max_agents)
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
         serve_policy(opened, host=host, port=port, token=token, tls=tls, options=options, on_ready=announce)

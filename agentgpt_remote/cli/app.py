@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from agentgpt_remote._version import __version__
-from agentgpt_remote.cli import acting, checking, cloud, container, evaluating, hosting, playing, pushing, training
+from agentgpt_remote.cli import (
+    acting,
+    checking,
+    cloud,
+    container,
+    evaluating,
+    hosting,
+    playing,
+    pushing,
+    relaying,
+    training,
+)
 
 app = typer.Typer(
     help="Train a GPT by reinforcement learning on environments that live anywhere, then act with it.",
@@ -34,5 +45,16 @@ def _global_options(
     """Train a GPT by reinforcement learning on environments that live anywhere, then act with it."""
 
 
-for commands in (hosting, training, acting, evaluating, playing, pushing, checking, cloud, container):
+for commands in (
+    hosting,
+    relaying,
+    training,
+    acting,
+    evaluating,
+    playing,
+    pushing,
+    checking,
+    cloud,
+    container,
+):
     commands.register(app)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentgpt_remote.cli.options import ClientToken, Json
+from agentgpt_remote.cli.options import CaFile, ClientToken, Insecure, Json, Pin, TokenFile, chosen_token, use_trust
 
 if TYPE_CHECKING:
     from agentgpt_remote.diagnostics import Check
@@ -26,11 +26,17 @@ def register(app: typer.Typer) -> None:
 def check(
     url: Annotated[str, typer.Argument(help="Where the host listens, such as `ws://sim-7:8000`.")],
     token: ClientToken = None,
+    token_file: TokenFile = None,
+    pin: Pin = None,
+    ca_file: CaFile = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
-    """Check a host from here: both libraries' env checkers, determinism, round-trip time."""
+    """Check a host from here: both libraries' env checkers, determinism, round-trip time, envs to keep in flight."""
     from agentgpt_remote.diagnostics import check_host
 
+    use_trust(pin, ca_file, insecure=insecure)
+    token = chosen_token(token, token_file)
     _show(check_host(url, token=token), as_json=as_json)
 
 

@@ -151,10 +151,21 @@ def _hosts(progress: Progress) -> Any:
     from rich.table import Table
 
     table = Table("host", box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("agents", "steps/s", "round trip ms", "host step ms", "lost", "returned"):
+    for name in (
+        "agents",
+        "in flight",
+        "steps/s",
+        "ceiling",
+        "RTT ms",
+        "round trip ms",
+        "host step ms",
+        "lost",
+        "back",
+    ):
         table.add_column(name, justify="right")
     for host in progress.hosts[:_MAX_HOSTS]:
-        numbers = (host.sps, host.round_trip_ms, host.host_step_ms)
+        flight = None if host.rtt_ms is None else host.in_flight
+        numbers = (flight, host.sps, host.ceiling_sps, host.rtt_ms, host.round_trip_ms, host.host_step_ms)
         style = None if host.agents else "red"
         counts = (str(host.lost), str(host.returned))
         table.add_row(escape(host.name), str(host.agents), *map(_number, numbers), *counts, style=style)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from agentgpt_remote.endpoints import HUB_SCHEME, SAGEMAKER_SCHEME
+from agentgpt_remote.fetching import get_json
+from agentgpt_remote.policy.websocket_channel import RUN_HINT
+from agentgpt_remote.serving import resolve_token
 
 _URL_SCHEMES = ("ws://", "wss://", "http://", "https://")
 
@@ -18,7 +21,8 @@ def behavior_names(source: str, token: str | None, timeout_s: float) -> list[str
     Raises:
         BundleError: the bundle is missing or damaged.
         HostUnreachable: the server does not answer.
-        AuthError: its token is missing or wrong.
+        AuthError: its token is missing or wrong, or its certificate is not trusted.
+        ProtocolMismatch: what answers is no policy server.
     """
     if source.startswith(_URL_SCHEMES):
         return _of_server(source, token, timeout_s)
@@ -30,20 +34,5 @@ def behavior_names(source: str, token: str | None, timeout_s: float) -> list[str
 
 
 def _of_server(url: str, token: str | None, timeout_s: float) -> list[str]:
-    import httpx
-
-    from agentgpt_remote.errors import AuthError, HostUnreachable
-    from agentgpt_remote.serving import resolve_token
-
-    scheme, _, rest = url.partition("://")
-    address = f"{scheme.replace('ws', 'http')}://{rest.rstrip('/')}/status"
-    secret = resolve_token(token)
-    try:
-        headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
-        answer = httpx.get(address, headers=headers, timeout=timeout_s)
-        if answer.status_code in (401, 403):
-            raise AuthError(f"{url} refuses the token: pass token=, or set AGENTGPT_TOKEN")
-        told = answer.raise_for_status().json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise HostUnreachable(f"{url} does not answer as a policy server: {error}") from error
+    told = get_json(url, "/status", token=resolve_token(token), timeout_s=timeout_s, hint=RUN_HINT)
     return list(told.get("behaviors") or [""])

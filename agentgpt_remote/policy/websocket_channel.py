@@ -21,7 +21,7 @@ from agentgpt_remote.errors import (
 )
 from agentgpt_remote.policy import wire
 
-_HINT = "start one with `agentgpt run BUNDLE --port PORT`"
+RUN_HINT: Final = "start one with `agentgpt run BUNDLE --port PORT`"
 _RETRY_S = 0.05
 _SMALL_BYTES = 16_384
 _CONNECT_TIMEOUT_S = 10.0
@@ -77,7 +77,7 @@ class WebSocketChannel:
         left = max(0.001, min(deadline - time.monotonic(), _CONNECT_TIMEOUT_S))
         try:
             connection = WebSocketConnection.connect(
-                self.url, token=self._token, path=self._path, connect_timeout_s=left, hint=_HINT
+                self.url, token=self._token, path=self._path, connect_timeout_s=left, hint=RUN_HINT
             )
         except ProtocolMismatch as error:
             told = str(error).partition(wire.NO_BEHAVIOR)

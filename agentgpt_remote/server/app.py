@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 
 from agentgpt_remote._version import __version__
+from agentgpt_remote.admission import NotFound, Receive, Scope, Send, upgrade_required
 from agentgpt_remote.channel import Channel, Turns, channel_of
 from agentgpt_remote.errors import AgentGPTError, ConnectionLost, RemoteTimeout
 from agentgpt_remote.frames import PROTOCOL_ERROR
@@ -20,7 +22,6 @@ from agentgpt_remote.remote_errors import error_to_dict
 from agentgpt_remote.server.rest import rest_routes
 from agentgpt_remote.server.sessions import HostLimits, Session, SessionTable
 from agentgpt_remote.server.sources import EnvSource
-from agentgpt_remote.serving import NotFound, Receive, Scope, Send
 
 _logger = logging.getLogger("agentgpt_remote.server")
 _HANDSHAKE_TIMEOUT_S = 30.0
@@ -30,11 +31,10 @@ _RESUMED_ELSEWHERE = 4001
 def host_app(source: EnvSource, limits: HostLimits) -> Starlette:
     """Return the application that serves ``source`` within ``limits``."""
     table = SessionTable(source, limits)
+    who = {"status": "ok", "version": __version__, "protocol": PROTOCOL_VERSION, "instance": secrets.token_hex(8)}
 
     async def health(_: Request) -> JSONResponse:
-        return JSONResponse(
-            {"status": "ok", "version": __version__, "protocol": PROTOCOL_VERSION, **table.health()},
-        )
+        return JSONResponse({**who, **table.health()})
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -44,6 +44,7 @@ def host_app(source: EnvSource, limits: HostLimits) -> Starlette:
     routes = [
         Route("/health", health),
         WebSocketRoute("/session", SessionEndpoint(table)),
+        Route("/session", upgrade_required("/session")),
         *rest_routes(table),
         WebSocketRoute("/{path:path}", NotFound("this is an environment host: use /session")),
     ]
@@ -51,7 +52,11 @@ def host_app(source: EnvSource, limits: HostLimits) -> Starlette:
 
 
 class SessionEndpoint:
-    """An ASGI application that connects a WebSocket to a session."""
+    """An ASGI application that connects a WebSocket to a session.
+
+    Args:
+        table: the host's sessions.
+    """
 
     def __init__(self, table: SessionTable) -> None:
         self._table = table
@@ -61,7 +66,15 @@ class SessionEndpoint:
         """Serve one connection until it ends."""
         await receive()
         await send({"type": "websocket.accept"})
-        channel = channel_of(scope, self._table.limits.max_frame_bytes, self._turns)
+        await self.serve(channel_of(scope, self._table.limits.max_frame_bytes, self._turns))
+
+    @property
+    def turns(self) -> Turns:
+        """Whose turn it is among the channels that are served here."""
+        return self._turns
+
+    async def serve(self, channel: Channel) -> None:
+        """Serve a client over a channel until the connection ends."""
         session = await self._handshake(channel)
         if session is None:
             return

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from agentgpt_remote.admission import Receive, Scope, Send
 from agentgpt_remote.errors import AgentGPTError, AuthError, ConfigError
 from agentgpt_remote.handshake import Open
 from agentgpt_remote.packing import pack_value
@@ -43,7 +44,6 @@ from agentgpt_remote.server.rest_session import (
     whole,
 )
 from agentgpt_remote.server.sessions import SessionTable
-from agentgpt_remote.serving import Receive, Scope, Send
 
 _logger = logging.getLogger("agentgpt_remote.server")
 IDLE_TIMEOUT_S: Final = 300.0

@@ -123,6 +123,7 @@ class Health(msgspec.Struct, kw_only=True):
     status: Literal["ok"]
     version: str
     protocol: int
+    instance: str
     source: str
     sessions: int
     envs: int

@@ -7,10 +7,15 @@ from typing import Literal, overload
 
 from agentgpt_remote.connection import DEFAULT_MAX_FRAME_BYTES
 from agentgpt_remote.errors import ConfigError, check_seconds
+from agentgpt_remote.processes import allow_many_connections
 from agentgpt_remote.server.app import host_app
+from agentgpt_remote.server.dialling import DialingHost
+from agentgpt_remote.server.running import BackgroundDialler, run_dialler
 from agentgpt_remote.server.sessions import HostLimits
 from agentgpt_remote.server.sources import Source, resolve_source
-from agentgpt_remote.serving import BackgroundServer, ServerOptions, resolve_token, run_app
+from agentgpt_remote.server.tunnelled import TunnelledServer, run_tunnelled
+from agentgpt_remote.serving import TLS, BackgroundServer, ServerOptions, is_loopback, resolve_token, run_app
+from agentgpt_remote.tls import is_insecure_allowed
 
 
 @overload
@@ -28,6 +33,11 @@ def serve(
     max_frame_bytes: int = ...,
     resume_window_s: float = ...,
     step_timeout_s: float = ...,
+    connect: str | None = ...,
+    name: str | None = ...,
+    tls: TLS | None = ...,
+    insecure: bool | None = ...,
+    tunnel: str | None = ...,
 ) -> None: ...
 
 
@@ -46,7 +56,12 @@ def serve(
     max_frame_bytes: int = ...,
     resume_window_s: float = ...,
     step_timeout_s: float = ...,
-) -> BackgroundServer: ...
+    connect: str | None = ...,
+    name: str | None = ...,
+    tls: TLS | None = ...,
+    insecure: bool | None = ...,
+    tunnel: str | None = ...,
+) -> BackgroundServer | BackgroundDialler | TunnelledServer: ...
 
 
 def serve(
@@ -63,7 +78,12 @@ def serve(
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
     resume_window_s: float = 60.0,
     step_timeout_s: float = 600.0,
-) -> BackgroundServer | None:
+    connect: str | None = None,
+    name: str | None = None,
+    tls: TLS | None = None,
+    insecure: bool | None = None,
+    tunnel: str | None = None,
+) -> BackgroundServer | BackgroundDialler | TunnelledServer | None:
     """Serve environments to trainers and scripts.
 
     Args:
@@ -82,6 +102,14 @@ def serve(
         max_frame_bytes: largest message, in bytes.
         resume_window_s: how long a session waits for its client after a dropped connection, in seconds.
         step_timeout_s: how long an environment may take for one request, in seconds.
+        connect: URL of a relay's room, such as ``wss://relay/room``: the host dials out and waits for trainers there,
+            and nothing listens here. ``token`` is then the room's token for hosts.
+        name: what the host calls itself in the room, for people; this machine's name by default.
+        tls: certificate to serve ``wss://`` with.
+        insecure: whether another address than loopback may be served, or a token be sent, without TLS;
+            ``AGENTGPT_INSECURE`` by default.
+        tunnel: makes the host public: ``cloudflared``, ``ngrok``, ``localtunnel``, ``auto`` for the first of them that
+            is installed, or a command that holds ``{port}`` and prints the public URL. Needs a token.
 
     Returns:
         With ``block=False`` a handle with ``.url`` and ``.close()``.
@@ -89,12 +117,16 @@ def serve(
     Raises:
         NameNotFound: no such id; names the closest.
         ConfigError: the source or a limit makes no sense.
-        AuthError: the address is not loopback and there is no token.
+        AuthError: the address is not loopback, and there is no token or no TLS; or the relay refused the token.
         PortInUse: another process listens on the port.
+        HostUnreachable: the relay did not let the host in in time (with ``block=False``; else it dials on), or the
+            host can't be reached through the tunnel.
+        DependencyNotInstalled: the tunnel's tool is not installed; names the command that installs it.
+        ChildProcessFailed: the tunnel's tool ended.
     """
-    for name, value in (("num_envs", num_envs), ("max_sessions", max_sessions), ("max_frame_bytes", max_frame_bytes)):
+    for option, value in (("num_envs", num_envs), ("max_sessions", max_sessions), ("max_frame_bytes", max_frame_bytes)):
         if value is not None and (type(value) is not int or value < 1):
-            raise ConfigError(f"{name}={value!r} is out of range: expected an integer of at least 1")
+            raise ConfigError(f"{option}={value!r} is out of range: expected an integer of at least 1")
     if workers is not None and (type(workers) is not int or workers < 0):
         raise ConfigError(f"workers={workers!r} is out of range: expected None or an integer of at least 0")
     check_seconds("resume_window_s", resume_window_s, zero=True)
@@ -107,12 +139,33 @@ def serve(
         max_frame_bytes=max_frame_bytes,
         workers=workers,
     )
+    if tunnel is not None and (connect is not None or tls is not None or not is_loopback(host)):
+        other = "connect" if connect is not None else "tls" if tls is not None else f"host={host!r}"
+        raise ConfigError(f"{other} and tunnel exclude each other: a host behind a tunnel listens on loopback only")
+    if connect is not None:
+        allow_many_connections()
+        offered, secret = resolve_source(source), resolve_token(token)
+        dialler = DialingHost(offered, limits, connect, secret, name=name, insecure=insecure, on_ready=on_ready)
+        if block:
+            run_dialler(dialler)
+            return None
+        return BackgroundDialler(dialler)
     app = host_app(resolve_source(source), limits)
-    options = ServerOptions(host=host, port=port, token=resolve_token(token), max_frame_bytes=max_frame_bytes)
+    options = ServerOptions(
+        host=host,
+        port=port,
+        token=resolve_token(token),
+        max_frame_bytes=max_frame_bytes,
+        tls=tls,
+        insecure=is_insecure_allowed() if insecure is None else insecure,
+    )
     if block:
-        run_app(app, options, on_ready=on_ready)
+        if tunnel is None:
+            run_app(app, options, on_ready=on_ready)
+        else:
+            run_tunnelled(app, options, tunnel, on_ready=on_ready)
         return None
-    server = BackgroundServer(app, options)
+    server = BackgroundServer(app, options) if tunnel is None else TunnelledServer(app, options, tunnel)
     if on_ready is not None:
         on_ready(server.url)
     return server

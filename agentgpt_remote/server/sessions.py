@@ -20,7 +20,7 @@ from agentgpt_remote.errors import (
     ProtocolError,
     RemoteTimeout,
 )
-from agentgpt_remote.handshake import MAX_ENVS, Limits, Open, Opened, Resume, Resumed, versions
+from agentgpt_remote.handshake import MAX_ENVS, Limits, Open, Opened, Resume, Resumed, resume_proof, versions
 from agentgpt_remote.packing import unpack_value
 from agentgpt_remote.protocol import (
     Arrival,
@@ -78,6 +78,7 @@ class Session:
         self.secret = secrets.token_urlsafe(24)
         self.num_envs = env.num_envs or 1
         self.ended = False
+        self._resume_attempt = 0
         self._hangs = False
         self._env = env
         self._thread = thread
@@ -98,6 +99,14 @@ class Session:
             max_frame_bytes=self._limits.max_frame_bytes, resume_window_s=float(self._limits.resume_window_s)
         )
         return self._env.opened(self.session_id, self.secret, limits)
+
+    def takes(self, message: Resume) -> bool:
+        """Tell whether a message proves that its sender holds the secret, and has not been received before."""
+        proof = resume_proof(self.session_id, self.secret, message.attempt)
+        if not hmac.compare_digest(proof, message.proof) or message.attempt <= self._resume_attempt:
+            return False
+        self._resume_attempt = message.attempt
+        return True
 
     def resumed(self) -> Resumed:
         """Return the answer to a handshake that resumes the session."""
@@ -195,6 +204,9 @@ class SessionTable:
     Args:
         source: what is served.
         limits: how much of it.
+
+    Attributes:
+        on_change: called when what :meth:`health` tells has changed.
     """
 
     def __init__(self, source: EnvSource, limits: HostLimits) -> None:
@@ -207,6 +219,7 @@ class SessionTable:
         self._reserved_sessions = 0
         self._reapers: dict[str, asyncio.TimerHandle] = {}
         self._ending: set[asyncio.Task[None]] = set()
+        self.on_change: Callable[[], None] = lambda: None
 
     @property
     def session_count(self) -> int:
@@ -297,23 +310,21 @@ class SessionTable:
             raise CapacityReached(f"asked for {envs} environments: one session has at most {MAX_ENVS}. Ask for fewer")
         self._reserved_sessions += 1
         self._reserved_envs += envs
+        self.on_change()
 
     def _release(self, envs: int) -> None:
         self._reserved_sessions -= 1
         self._reserved_envs -= envs
+        self.on_change()
 
     def resume(self, message: Resume) -> Session:
         """Return the session that a client lost its connection to.
 
         Raises:
-            ConnectionLost: there is none by that id and secret (any more).
+            ConnectionLost: there is none by that id and secret (any more), or the message is one of before.
         """
         session = self._sessions.get(message.session_id)
-        if (
-            session is None
-            or session.ended
-            or not hmac.compare_digest(session.secret.encode(), message.secret.encode())
-        ):
+        if session is None or session.ended or not session.takes(message):
             raise ConnectionLost(
                 f"session {message.session_id} can't be resumed: it ended, or was lost for longer than "
                 f"{self.limits.resume_window_s:g} s, or belongs to another client. Make the environment again"
@@ -329,6 +340,7 @@ class SessionTable:
         reaper = self._reapers.pop(session.session_id, None)
         if reaper is not None:
             reaper.cancel()
+            self.on_change()
 
     def lost(self, session: Session) -> None:
         """Take note that a session's connection is gone: it is ended unless it resumes in time."""
@@ -342,6 +354,7 @@ class SessionTable:
         self._reapers[session.session_id] = asyncio.get_running_loop().call_later(
             self.limits.resume_window_s, self.end, session
         )
+        self.on_change()
 
     def end(self, session: Session) -> None:
         """End a session; its environments close in the background."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import time
 from collections import deque
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from agentgpt_remote.errors import AgentGPTError, ConnectionLost, RemoteEnvError, RemoteTimeout, TrainingFailed
+from agentgpt_remote.policy.cache import Slots
 from agentgpt_remote.policy.model import PolicyModel
 from agentgpt_remote.trainer.exploration import Explorer
 from agentgpt_remote.trainer.lanes import Lane, LaneStep, Observed, wait_for
@@ -111,6 +113,7 @@ class Collector:
         max_steps: environment steps of the run, over which exploration changes.
         absent: lanes that join when their hosts appear; their streams come after those of ``lanes``.
         host_wait_s: seconds to wait for a lane to return when none is left.
+        max_untrained: new tokens of one stream with which a rollout ends, whatever the other lanes have brought.
 
     Attributes:
         env_steps: environment steps taken: in this rollout this rank's, before it those of all ranks.
@@ -132,9 +135,11 @@ class Collector:
         *,
         absent: Sequence[AbsentLane] = (),
         host_wait_s: float = 0.0,
+        max_untrained: int | None = None,
     ) -> None:
         self.model, self.store, self.rewards, self.explorer = model, store, rewards, explorer
         self._max_steps = max_steps
+        self._max_untrained = max_untrained
         self.cache = model.make_cache(store.num_streams)
         self._device = model.log_std.device
         self.env_steps = 0
@@ -272,16 +277,14 @@ class Collector:
         self.episodes.load_state_dict(state["episodes"])
 
     def collect(self, tokens: int, should_stop: Callable[[], bool]) -> None:
-        """Act until so many untrained tokens are stored, or ``should_stop`` says so.
+        """Act until so many untrained tokens are stored, a stream is full of them, or ``should_stop`` says so.
 
         Raises:
             TrainingFailed: no lane is left.
         """
-        while self.store.new_tokens() < tokens and not should_stop():
+        while self.store.new_tokens() < tokens and not should_stop() and not self._is_full():
             started = time.perf_counter()
-            for state in list(self._states):
-                if state.sent_at is None:
-                    self._guarded(state, self._act)
+            self._act([state for state in self._states if state.sent_at is None])
             acted = time.perf_counter()
             present = [s.lane for s in self._states if s.lane.name not in self._away]
             ready = {id(lane) for lane in wait_for(present, _POLL_S)}
@@ -295,6 +298,10 @@ class Collector:
             self.times["env_s"] += time.perf_counter() - acted
             if not should_stop():
                 self._check_left()
+
+    def _is_full(self) -> bool:
+        """Tell whether a lane is so far ahead of the others that it would overwrite what was not trained on."""
+        return self._max_untrained is not None and self.store.most_new_tokens() >= self._max_untrained
 
     def _is_silent(self, state: _LaneState, now: float) -> bool:
         present = state.lane.name not in self._away
@@ -403,21 +410,38 @@ class Collector:
             self._recovery.reopen(lane.name, lane.reopen, self._next_seed(lane.name), lane)
 
     @torch.inference_mode()
-    def _act(self, state: _LaneState) -> None:
-        vector, *parts = state.obs
-        arrays = (vector, state.prev_action, state.is_first)
+    def _act(self, states: list[_LaneState]) -> None:
+        """Decide for all agents of some lanes at once, and send each lane its actions."""
+        if not states:
+            return
+        vector, pixels, mask = _joined([state.obs for state in states])
+        arrays = (vector, _stacked([s.prev_action for s in states]), _stacked([s.is_first for s in states]))
         obs, prev_action, is_first = (torch.from_numpy(array).to(self._device) for array in arrays)
-        pixels, mask = (None if part is None else torch.from_numpy(part).to(self._device) for part in parts)
-        params = self.model.act_step(obs, prev_action, is_first, self.cache, state.streams, pixels)
-        distribution = self.model.distribution(params, mask)
+        streams, slots = self._together([state.streams for state in states])
+        seen, allowed = (None if part is None else torch.from_numpy(part).to(self._device) for part in (pixels, mask))
+        params = self.model.act_step(obs, prev_action, is_first, self.cache, slots, seen)
+        distribution = self.model.distribution(params, allowed)
         progress = self.env_steps / self._max_steps
-        sample, log_prob = self.explorer.draw(distribution, state.streams, is_first, self.env_steps, progress)
+        sample, log_prob = self.explorer.draw(distribution, slots, is_first, self.env_steps, progress)
         actions = sample.cpu().numpy()
-        self.store.act(state.streams, actions, log_prob.cpu().numpy(), self.version)
-        decoded = self.model.actions.decode(actions)
-        state.prev_action = actions
+        self.store.act(streams, actions, log_prob.cpu().numpy(), self.version)
+        first = 0
+        for state in states:
+            state.prev_action = actions[first : first + state.lane.num_agents]
+            first += state.lane.num_agents
+            self._guarded(state, self._send)
+
+    def _send(self, state: _LaneState) -> None:
         state.sent_at = time.perf_counter()
-        state.lane.send(decoded)
+        state.lane.send(self.model.actions.decode(state.prev_action))
+
+    def _together(self, parts: Sequence[slice]) -> tuple[slice | NDArray[np.int64], Slots]:
+        """Return the streams of several lanes, for the store and for the cache: slices where they are neighbours."""
+        if all(left.stop == right.start for left, right in itertools.pairwise(parts)):
+            whole = slice(parts[0].start, parts[-1].stop)
+            return whole, whole
+        streams = np.concatenate([np.arange(part.start, part.stop) for part in parts])
+        return streams, torch.from_numpy(streams).to(self._device)
 
     def _receive(self, state: _LaneState, step: LaneStep | None = None) -> None:
         step = state.lane.receive() if step is None else step
@@ -450,6 +474,24 @@ class Collector:
             self.watch.stepped(state.lane.name, steps)
         else:
             self.watch.stepped(state.lane.name, steps, answered_at - state.sent_at, remote.host_step_s)
+
+
+def _stacked(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _joined(parts: Sequence[Observed]) -> Observed:
+    """Return what the agents of several lanes see, together; where only some lanes have a mask, others allow all."""
+    if len(parts) == 1:
+        return parts[0]
+    vector = np.concatenate([part.vector for part in parts])
+    pixels = None if parts[0].pixels is None else np.concatenate([part.pixels for part in parts])
+    masks = [part.action_mask for part in parts if part.action_mask is not None]
+    if not masks:
+        return Observed(vector, pixels, None)
+    width = masks[0].shape[1]
+    every = [np.ones((len(p.vector), width), np.bool_) if p.action_mask is None else p.action_mask for p in parts]
+    return Observed(vector, pixels, np.concatenate(every))
 
 
 def _streams_of(lanes: Sequence[Lane | AbsentLane]) -> dict[str, slice]:

@@ -218,7 +218,7 @@ def evaluate_source(
     """
     parallel = num_envs or min(episodes, MAX_PARALLEL)
     if num_envs is None and "://" in source:
-        parallel = min(parallel, offered_envs(source, parallel))
+        parallel = min(parallel, offered_envs(source, parallel, token))
     where: dict[str, Any] = {"url": source, "token": token} if "://" in source else {"source": source}
     with RemoteVectorEnv(num_envs=parallel, **where) as env:
         return evaluate(policy, env, episodes=episodes, seed=seed, deterministic=deterministic)

@@ -146,7 +146,7 @@ class Evaluator:
         episodes = hp.eval_episodes
         wanted = min(episodes, MAX_PARALLEL)
         envs = RemoteVectorEnv(
-            num_envs=min(wanted, offered_envs(url, wanted)),
+            num_envs=min(wanted, offered_envs(url, wanted, token)),
             url=url,
             token=token,
             connect_timeout_s=_CONNECT_TIMEOUT_S,

@@ -18,11 +18,14 @@ from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
 from agentgpt_remote.trainer.lanes import Lane, check_same_spaces
 from agentgpt_remote.trainer.ranks import Ranks
 from agentgpt_remote.trainer.recovery import AbsentLane
+from agentgpt_remote.trainer.room_hosts import RoomHosts
 from agentgpt_remote.wrappers.local_host import LocalHost
 from agentgpt_remote.wrappers.offers import free_envs, host_health
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
+from agentgpt_remote.wrappers.rooms import Room
 
 RESUME_WINDOW_S = 5.0
+_ROOM_RESUME_WINDOW_S = 20.0  # a relay that is started again is worth waiting for
 _FREE_POLL_S, _FREE_MARGIN_S = 0.5, 10.0
 Tokens = str | Mapping[str, str] | None
 logger = logging.getLogger("agentgpt_remote.trainer")
@@ -123,13 +126,21 @@ def open_hosts(
 
 
 class _Opened(NamedTuple):
-    """What becomes a lane: its environments, None for as long as the host does not answer, and how to get them."""
+    """What becomes a lane.
+
+    Attributes:
+        name: of the lane.
+        envs: its environments; ``None`` for as long as there is no host that answers.
+        size: how many they are at most.
+        open: gets them (again), so many or fewer.
+        mismatch: told of a host that serves something else; returns the error to go on with.
+    """
 
     name: str
     envs: VectorEnv[Any, Any, Any] | None
     size: int = 0
-    connect: Callable[[int], RemoteVectorEnv] | None = None
-    url: str = ""
+    open: Callable[[int], RemoteVectorEnv] | None = None
+    mismatch: Callable[[ConfigError], Exception] = lambda error: error
 
 
 class _LaneMaker:
@@ -151,20 +162,22 @@ class _LaneMaker:
         hp = self._hp
         lane = Lane(item.name, envs, self._features, hp.step_timeout_s, hp.nonfinite)
         lane.give_up_when(lambda: "training was stopped" if self._should_stop() else None)
-        lane.reopen = None if item.connect is None else self.opener(item)
+        lane.reopen = None if item.open is None else self.opener(item)
         return lane
 
     def opener(self, item: _Opened) -> Callable[[], Lane]:
         """Return what opens the lane when its host is there (again)."""
 
         def open_lane() -> Lane:
-            connect = item.connect
-            if connect is None:
+            if item.open is None:
                 raise ConnectionLost(f"{item.name} can't be opened again")
-            envs = connect(min(item.size, room_of(host_health(item.url), item.size)))
+            envs = item.open(item.size)
             try:
                 check_same_spaces([self._first, envs], [self._first_name, item.name])
                 return self(item, envs)
+            except ConfigError as error:
+                envs.close()
+                raise item.mismatch(error) from error
             except BaseException:
                 envs.close()
                 raise
@@ -172,9 +185,9 @@ class _LaneMaker:
         return open_lane
 
 
-def split_envs(total: int, lanes: int) -> list[int]:
+def split_envs(total: int, lanes: int | None) -> list[int]:
     """Return sizes of at most so many lanes that add up to the total."""
-    lanes = min(lanes, total)
+    lanes = min(lanes or 1, total)
     return [total // lanes + (index < total % lanes) for index in range(lanes)]
 
 
@@ -213,16 +226,21 @@ def _open_remote(
     resume_window_s = RESUME_WINDOW_S if len(hosts) > 1 or not alone else None
     for name, host in hosts.items():
         url, own_token = host.env_endpoint, token_of(host.env_endpoint, token)
+        room = Room.at(url, own_token)
+        if room is not None:
+            opened += _open_room(name, host, room, own_token, hyperparameters, stack, should_stop)
+            continue
         connect = functools.partial(_connect, url, own_token, hp=hyperparameters, resume_window_s=resume_window_s)
+        door = _Door(host, connect, own_token)
         try:
-            envs: Sequence[RemoteVectorEnv | None] = _open_host(host, connect, hyperparameters, stack, should_stop)
+            envs: Sequence[RemoteVectorEnv | None] = _open_host(door, hyperparameters, stack, should_stop)
             sizes = [env.num_envs for env in envs if env is not None]
         except (ConnectionLost, RemoteTimeout) as error:
             unreachable[name] = error
             sizes = split_envs(host.num_agents or hyperparameters.envs_per_host, hyperparameters.lanes_per_host)
             envs = [None] * len(sizes)
         opened += [
-            _Opened(f"{name}/{lane}", env, size, connect, url)
+            _Opened(f"{name}/{lane}", env, size, door.open)
             for lane, (env, size) in enumerate(zip(envs, sizes, strict=True))
         ]
     if len(unreachable) == len(hosts) and unreachable and alone:
@@ -232,9 +250,58 @@ def _open_remote(
     return opened
 
 
-def _open_host(
+class _Door(NamedTuple):
+    """How to get environments of one host."""
+
+    host: EnvHost
+    connect: Callable[[int], RemoteVectorEnv]
+    token: str | None
+
+    def health(self) -> dict[str, Any]:
+        """Return what the host tells of itself."""
+        return host_health(self.host.env_endpoint, self.token)
+
+    def open(self, size: int) -> RemoteVectorEnv:
+        """Open so many environments, or as many as are free."""
+        return self.connect(min(size, room_of(self.health(), size)))
+
+
+def _open_room(
+    name: str,
     host: EnvHost,
-    connect: Callable[[int], RemoteVectorEnv],
+    room: Room,
+    token: str | None,
+    hyperparameters: Hyperparameters,
+    stack: contextlib.ExitStack,
+    should_stop: Callable[[], bool],
+) -> list[_Opened]:
+    """Open lanes on the hosts of a room, and set places apart for those that come later."""
+    hp = hyperparameters
+
+    def connect(url: str, size: int) -> RemoteVectorEnv:
+        return _connect(url, token, size, hp, _ROOM_RESUME_WINDOW_S)
+
+    hosts = RoomHosts(room, connect, hp.envs_per_host)
+    slots = hosts.open_all(
+        name, hp.lanes_per_host or 1, host.num_agents, wait_s=hp.host_wait_s, should_stop=should_stop
+    )
+    for slot in slots:
+        if slot.envs is not None:
+            stack.enter_context(slot.envs)
+    return [
+        _Opened(
+            slot.name,
+            slot.envs,
+            slot.size,
+            functools.partial(hosts.open, slot.name),
+            functools.partial(hosts.refuse, slot.name),
+        )
+        for slot in slots
+    ]
+
+
+def _open_host(
+    door: _Door,
     hyperparameters: Hyperparameters,
     stack: contextlib.ExitStack,
     should_stop: Callable[[], bool],
@@ -247,14 +314,15 @@ def _open_host(
     Raises:
         CapacityReached: the host has no room, and none that will be free soon.
     """
-    url, began, waiting = host.env_endpoint, time.monotonic(), False
+    host, began, waiting = door.host, time.monotonic(), False
     while True:
-        told = host_health(url)
+        told = door.health()
         try:
             with contextlib.ExitStack() as attempt:
                 total = host.num_agents or room_of(told, hyperparameters.envs_per_host)
                 envs = [
-                    attempt.enter_context(connect(size)) for size in split_envs(total, hyperparameters.lanes_per_host)
+                    attempt.enter_context(door.connect(size))
+                    for size in split_envs(total, hyperparameters.lanes_per_host)
                 ]
                 stack.enter_context(attempt.pop_all())
                 return envs
@@ -263,7 +331,9 @@ def _open_host(
             if not told.get("lost_envs") or time.monotonic() - began > window_s + _FREE_MARGIN_S or should_stop():
                 raise
             if not waiting:
-                logger.warning("url=%s is full of lost sessions, waiting up to %g s for their end", url, window_s)
+                logger.warning(
+                    "url=%s is full of lost sessions, waiting up to %g s for their end", host.env_endpoint, window_s
+                )
             waiting = True
             time.sleep(_FREE_POLL_S)
 
@@ -290,9 +360,19 @@ def _connect(
     )
 
 
-def offered_envs(url: str, wanted: int) -> int:
-    """Return how many environments a host has free; ``wanted`` where it has no limit or does not tell."""
-    return room_of(host_health(url), wanted)
+def offered_envs(url: str, wanted: int, token: str | None = None) -> int:
+    """Return how many environments a host, or the hosts of a room, have free.
+
+    It is ``wanted`` where there is no limit, or where the host does not tell.
+
+    Raises:
+        AuthError: a relay refused the token.
+        HostUnreachable: a relay is not there.
+    """
+    room = Room.at(url, token)
+    if room is None:
+        return room_of(host_health(url), wanted)
+    return max(1, sum(room_of(member.offers, wanted) for member in room.members()))
 
 
 def room_of(told: Mapping[str, Any], wanted: int) -> int:

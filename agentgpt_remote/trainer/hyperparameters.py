@@ -124,8 +124,9 @@ class Hyperparameters:
         max_agents: agents of one behaviour that live at once in one session's environments of many agents; None for as
             many as are known beforehand, else half more than there are at the beginning. Where more live, those that
             have not acted for longest lose their memory.
-        lanes_per_host: sessions that a host's environments are split over, so that one steps while another is acted
-            on: pays only where a step of a few environments takes longer than acting, about 0.5 ms.
+        lanes_per_host: sessions that a host's environments are split over, so that one steps, or travels, while
+            another is acted on; by default 1, and for hosts at URLs that are 5 ms away or more as many as their
+            measured distance needs.
         max_steps: environment steps of the run, all agents together.
         seed: seed of the environments, the first weights, the actions and the order of training.
         algorithm: "ppo" learns from what the latest policy did, "offpolicy" from a replay of everything that is held;
@@ -192,7 +193,7 @@ class Hyperparameters:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     num_envs: int | None = None
     max_agents: int | None = None
-    lanes_per_host: int = 1
+    lanes_per_host: int | None = None
     max_steps: int = 100_000
     seed: int = 0
     algorithm: Literal["auto", "ppo", "offpolicy"] = "auto"
@@ -307,6 +308,7 @@ class Hyperparameters:
         open_fields: dict[str, Any] = {
             "algorithm": algorithm,
             "device": device,
+            "lanes_per_host": 1,
             "eval_interval_steps": max(20_000, self.max_steps // 10),
             "torch_threads": 1 if small and d_model <= 128 else None,
             "num_layers": layers,

@@ -30,6 +30,7 @@ from agentgpt_remote.trainer.evaluator import Evaluator
 from agentgpt_remote.trainer.failures import check_losses, failing_disk, failing_update
 from agentgpt_remote.trainer.hosts import OpenedHosts, Tokens, divide_hosts, open_hosts
 from agentgpt_remote.trainer.hyperparameters import Hyperparameters
+from agentgpt_remote.trainer.lane_counts import choose_lanes
 from agentgpt_remote.trainer.lanes import Lane
 from agentgpt_remote.trainer.pace import Pace, Word, first_failure
 from agentgpt_remote.trainer.plots import write_learning_curve
@@ -104,7 +105,10 @@ def train(
         if not is_of_many_agents(hyperparameters, envs):
             # Of other sources only a host can tell how many agents they have.
             with contextlib.suppress(ManyAgents), contextlib.ExitStack() as opening:
-                hosts = open_hosts(*divide_hosts(hyperparameters, envs, ranks), token, opening, stop.is_set)
+                own, mine = divide_hosts(hyperparameters, envs, ranks)
+                lanes_per_host = ranks.decided(lambda: choose_lanes(own, mine, token))
+                hosts = open_hosts(replace(own, lanes_per_host=lanes_per_host), mine, token, opening, stop.is_set)
+                hyperparameters = replace(hyperparameters, lanes_per_host=lanes_per_host)
                 stack.enter_context(opening.pop_all())
         if hosts is None:
             check_alone(ranks)

@@ -31,6 +31,7 @@ from agentgpt_remote.trainer.streams import StreamStore
 
 _MAX_SEED = 2**31
 _REFRESH_EVERY = 4
+_MOST_AHEAD = 32  # how many even rollouts of a stream are held
 logger = logging.getLogger("agentgpt_remote.trainer")
 
 
@@ -122,11 +123,15 @@ class TrainingSession:
         # Environments are seeded as those of one process would be that had the lanes of all ranks.
         self._first_agent = sum(ranks.share(num_agents)[: ranks.rank])
         self._rollout_tokens = max(int(hp.rollout_steps or 1), num_agents)
-        # Room for four even rollouts, or for one that the smallest lane filled alone, with its context.
+        # Room for four even rollouts, or for one that the smallest lane filled alone, with its context. Where lanes
+        # are many that would be wide, so a lane that is far ahead ends the rollout.
         smallest = min(lane.num_agents for lane in listed)
         blocks = max(config.num_layers, self.learner.critic.config.num_layers) + 1
         self._context = 2 * blocks * config.max_input_states + 64
-        held = hp.buffer_size // num_agents if hp.algorithm == "offpolicy" else 4 * self._rollout_tokens // smallest
+        held = min(4 * self._rollout_tokens // smallest, _MOST_AHEAD * self._rollout_tokens // num_agents)
+        if hp.algorithm == "offpolicy":
+            held = hp.buffer_size // num_agents
+        self._max_untrained = None if hp.algorithm == "offpolicy" else held
         capacity = held + self._context
         actions = ActionFeatures(action_space)
         seen = self.model.observations
@@ -157,6 +162,7 @@ class TrainingSession:
             hp.max_steps,
             absent=absent,
             host_wait_s=hp.host_wait_s,
+            max_untrained=self._max_untrained,
         )
 
     def _make_learner(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PPO | OffPolicy:

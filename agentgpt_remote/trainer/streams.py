@@ -204,6 +204,10 @@ class StreamStore:
         """Return how many completed tokens have not been trained on."""
         return int((self.position - self.trained).sum())
 
+    def most_new_tokens(self) -> int:
+        """Return how many completed tokens have not been trained on in the stream that has most of them."""
+        return int((self.position - self.trained).max())
+
     def prev_action(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the actions before the tokens, broadcast over rows and tokens; shape (..., action_width)."""
         return self.action[rows, (tokens - 1) % self.capacity]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from agentgpt_remote.trainer.ranks import Ranks
+
+_PER_HOST = (
+    *("sps", "ceiling_sps", "rtt_ms", "round_trip_ms", "host_step_ms", "in_flight", "agents", "lost", "returned"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +25,8 @@ class HostHealth:
         host_step_ms: what the environments took of it on their host, mean; None likewise.
         lost: how often a lane was lost, in the whole run.
         returned: how often one came back, in the whole run.
+        rtt_ms: the shortest way there and back, without the host's step; None for environments of this process.
+        in_flight: environments whose step was on its way, or waited to be read, mean.
     """
 
     name: str
@@ -29,6 +36,13 @@ class HostHealth:
     host_step_ms: float | None
     lost: int
     returned: int
+    rtt_ms: float | None = None
+    in_flight: float = 0.0
+
+    @property
+    def ceiling_sps(self) -> float | None:
+        """Steps per second that its environments can take at most, all of them always in flight: agents / RTT."""
+        return 1e3 * self.agents / self.rtt_ms if self.rtt_ms else None
 
     @property
     def network_ms(self) -> float | None:
@@ -48,6 +62,8 @@ class _HostLog:
     replies: int = 0
     round_trip_s: float = 0.0
     host_step_s: float = 0.0
+    shortest_s: float = math.inf
+    flown_s: float = 0.0  # of all environments together
 
 
 class HostWatch:
@@ -83,6 +99,8 @@ class HostWatch:
             log.replies += 1
             log.round_trip_s += round_trip_s
             log.host_step_s += host_step_s
+            log.shortest_s = min(log.shortest_s, max(0.0, round_trip_s - host_step_s))
+            log.flown_s += log.agents.get(lane, 0) * round_trip_s
 
     def take(self, elapsed_s: float) -> list[HostHealth]:
         """Return how the hosts did in the seconds since this was last called."""
@@ -97,10 +115,13 @@ class HostWatch:
                     host_step_ms=1e3 * log.host_step_s / log.replies if log.replies else None,
                     lost=log.lost,
                     returned=log.returned,
+                    rtt_ms=1e3 * log.shortest_s if log.replies else None,
+                    in_flight=log.flown_s / elapsed_s if elapsed_s > 0 else 0.0,
                 )
             )
             log.steps = log.replies = 0
-            log.round_trip_s = log.host_step_s = 0.0
+            log.round_trip_s = log.host_step_s = log.flown_s = 0.0
+            log.shortest_s = math.inf
         return healths
 
     def _log(self, lane: str) -> _HostLog:
@@ -135,11 +156,13 @@ def host_metrics(hosts: Sequence[HostHealth]) -> dict[str, float | None]:
         "remote/host_step_ms": _weighted(hosts, "host_step_ms"),
         "remote/network_ms": _weighted(hosts, "network_ms"),
         "remote/agents": float(sum(host.agents for host in hosts)),
+        "remote/in_flight": sum(host.in_flight for host in hosts),
+        "remote/ceiling_sps": sum(host.ceiling_sps or 0.0 for host in hosts) or None,
         "remote/lost": float(sum(host.lost for host in hosts)),
         "remote/returned": float(sum(host.returned for host in hosts)),
     }
     for host in hosts:
-        for name in ("sps", "round_trip_ms", "host_step_ms", "agents", "lost", "returned"):
+        for name in _PER_HOST:
             value = getattr(host, name)
             metrics[f"remote/{host.name}/{name}"] = None if value is None else float(value)
     return metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import threading
@@ -16,11 +17,13 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from agentgpt_remote.agents import MultiAgentEnv
-from agentgpt_remote.errors import CapacityReached, ConfigError, ConnectionLost, RemoteTimeout
+from agentgpt_remote.errors import AgentGPTError, CapacityReached, ConfigError, ConnectionLost, RemoteTimeout
 from agentgpt_remote.handshake import Open
 from agentgpt_remote.serving import resolve_token
 from agentgpt_remote.wrappers.local_host import LocalHost
+from agentgpt_remote.wrappers.offers import free_envs, host_health
 from agentgpt_remote.wrappers.pettingzoo_env import adapt
+from agentgpt_remote.wrappers.rooms import Room, RoomMember
 from agentgpt_remote.wrappers.transport import SessionTransport, Timeouts
 
 _logger = logging.getLogger("agentgpt_remote.client")
@@ -65,6 +68,11 @@ class Host:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 
+    @property
+    def label(self) -> str:
+        """What it is called in errors."""
+        return self.url
+
     def _why_gone(self) -> Callable[[], str | None]:
         """Return what tells why it will not be back, or ``None`` while it may."""
         return lambda: None
@@ -73,6 +81,10 @@ class Host:
         """Open a session; raises as :class:`SessionTransport`."""
         request.source = self._asked
         return SessionTransport(self.url, self.token, request, timeouts, self._why_gone())
+
+    def siblings(self) -> list[Host]:
+        """Return the hosts that may take its place, beyond those that are known."""
+        return []
 
     def revive(self) -> None:
         """Start it again where it was started here and is gone."""
@@ -151,11 +163,42 @@ class ProcessHost(Host):
         self.process.close()
 
 
+class RoomHost(Host):
+    """A host that is reached through a relay's room.
+
+    Args:
+        room: the room.
+        member: which of its hosts.
+        token: of the room's trainers; kept here only, never shown.
+        asked: id that it is expected to serve.
+    """
+
+    def __init__(self, room: Room, member: RoomMember, token: str | None, asked: str | None) -> None:
+        super().__init__(member.url, token, asked)
+        self.room, self._name = room, member.name
+
+    @property
+    def label(self) -> str:
+        """What it calls itself, and where it is."""
+        return f"host {self._name!r} at {self.url}"
+
+    def siblings(self) -> list[Host]:
+        """Return the hosts that are in the room now; none where the relay does not answer."""
+        try:
+            return [RoomHost(self.room, member, self.token, self._asked) for member in self.room.members()]
+        except AgentGPTError as error:
+            _logger.debug("room=%s error=%s", self.room.url, error)
+            return []
+
+
 def find_hosts(
     source: Any,
     url: str | Host | Sequence[str | Host] | None,
     token: str | Mapping[str, str] | None,
     workers: int | None,
+    *,
+    wait_s: float = 10.0,
+    num_envs: int = 1,
 ) -> list[Host]:
     """Return the hosts of a client: those of its URLs, or one that is started for it.
 
@@ -164,8 +207,12 @@ def find_hosts(
         url: where hosts listen; ``None`` starts one.
         token: of the hosts: one for all, or one by URL.
         workers: worker processes of the host that is started.
+        wait_s: how long to wait for hosts in a relay's room, in seconds.
+        num_envs: environments that the hosts of a room are to have free.
 
     Raises:
+        HostUnreachable: a relay is not there, or no host came to its room in time.
+        AuthError: a relay refused the token.
         ConfigError: neither a source nor a URL is given, the source can't be asked for at a URL, or ``workers`` is
             not for the caller to choose.
     """
@@ -177,7 +224,13 @@ def find_hosts(
             raise ConfigError("url=[] names no host: expected at least one URL such as ws://sim-7:8000")
         asked = _asked_name(source)
         tokens = {item: token.get(item) if isinstance(token, Mapping) else token for item in urls}
-        return [item if isinstance(item, Host) else Host(item, resolve_token(tokens[item]), asked) for item in urls]
+        found: list[Host] = []
+        for item in urls:
+            if isinstance(item, Host):
+                found.append(item)
+            else:
+                found += _hosts_at(item, resolve_token(tokens[item]), asked, wait_s, num_envs)
+        return found
     if source is None:
         raise ConfigError("what environment? Pass a source such as 'CartPole-v1', or url= of a host")
     if isinstance(source, (gym.Env, VectorEnv, MultiAgentEnv)) or adapt(source) is not None:
@@ -187,6 +240,22 @@ def find_hosts(
             )
         return [InstanceHost(source)]
     return [ProcessHost(source, workers)]
+
+
+def _hosts_at(url: str, token: str | None, asked: str | None, wait_s: float, num_envs: int) -> list[Host]:
+    """Return the host at a URL, or those in the room there."""
+    room = Room.at(url, token)
+    if room is None:
+        return [Host(url, token, asked)]
+    return [RoomHost(room, member, token, asked) for member in room.wait(wait_s, num_envs)]
+
+
+def freest_first(hosts: list[Host]) -> list[Host]:
+    """Return the hosts of a room with the one that has most environments free first."""
+    if len(hosts) < 2:
+        return hosts
+    free = {id(host): free_envs(host_health(host.url, host.token)) for host in hosts}
+    return sorted(hosts, key=lambda host: -(math.inf if (room := free[id(host)]) is None else room))
 
 
 class Sessions:
@@ -224,6 +293,9 @@ class Sessions:
         window_s = _REOPEN_FOR_S if self.timeouts.resume_s is None else self.timeouts.resume_s
         deadline = time.monotonic() + window_s
         while True:
+            for newcomer in host.siblings():
+                if all(newcomer.url != known.url for known in self.hosts):
+                    self.hosts.append(newcomer)
             for candidate in (host, *(other for other in self.hosts if other is not host)):
                 try:
                     candidate.revive()

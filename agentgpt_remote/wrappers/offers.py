@@ -5,24 +5,41 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-import httpx
-
-from agentgpt_remote.errors import CapacityReached
+from agentgpt_remote.errors import AgentGPTError, CapacityReached
+from agentgpt_remote.fetching import HttpStatus, get_json
 from agentgpt_remote.handshake import MAX_ENVS
-from agentgpt_remote.upgrade import health_url
 
 _HEALTH_TIMEOUT_S = 10.0
+_NOT_FOUND = 404
 _logger = logging.getLogger("agentgpt_remote.client")
 
 
-def host_health(url: str) -> dict[str, Any]:
-    """Return what a host tells of itself; nothing where it does not answer, which connecting explains better."""
+def host_health(url: str, token: str | None = None) -> dict[str, Any]:
+    """Return what a host tells of itself; nothing where it does not answer, which connecting explains better.
+
+    Args:
+        url: of the host.
+        token: of its relay; a host that is reached directly needs none for this.
+    """
     try:
-        return dict(httpx.get(health_url(url), timeout=_HEALTH_TIMEOUT_S).raise_for_status().json())
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
+        return dict(ask_health(url, token))
+    except (AgentGPTError, ValueError, TypeError) as error:
         _logger.debug("url=%s health=%s", url, error)
         return {}
+
+
+def ask_health(url: str, token: str | None = None) -> Any:
+    """Return what a host, or its relay in its place, tells of itself; raises as :func:`get_json`."""
+    parts = urlsplit(url if "://" in url else f"ws://{url}")
+    if parts.path.strip("/"):
+        try:
+            return get_json(url, "/health", token=token, timeout_s=_HEALTH_TIMEOUT_S)
+        except HttpStatus as error:
+            if error.status != _NOT_FOUND:
+                raise
+    return get_json(f"{parts.scheme}://{parts.netloc}", "/health", timeout_s=_HEALTH_TIMEOUT_S)
 
 
 def free_envs(health: Mapping[str, Any], *, with_lost: bool = False) -> int | None:

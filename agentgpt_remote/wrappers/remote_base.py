@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -10,7 +12,7 @@ from typing import Any, Self
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from agentgpt_remote.errors import ConfigError
+from agentgpt_remote.errors import ConfigError, RemoteEnvError
 from agentgpt_remote.handshake import Open, Opened
 from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
@@ -19,6 +21,7 @@ from agentgpt_remote.wrappers.hosting import Host, LentHost, Sessions
 from agentgpt_remote.wrappers.transport import SessionTransport, Timeouts
 from agentgpt_remote.wrappers.unity.builds import UNITY_PREFIX
 
+_logger = logging.getLogger("agentgpt_remote.client")
 UNITY_ID = "Unity-v0"
 HOST_LOSS = "host_loss"  # key of the info that says why an episode was truncated
 MISSING, METHOD, VALUE = "missing", "method", "value"
@@ -117,6 +120,16 @@ def exchange(transport: SessionTransport, operation: str, name: str, args: tuple
     """Call, get or set something of a session's environments."""
     transport.send(Kind.CALL, extras=pack_value([operation, name, args, kwargs]))
     return unpack_value(transport.receive().extras_data)
+
+
+def round_trip_s(transport: SessionTransport) -> float:
+    """Return how long a request that asks a session for nothing takes, without the host's own time, in seconds."""
+    began = time.perf_counter()
+    try:
+        exchange(transport, "get", "render_mode", (), {})
+    except (RemoteEnvError, AttributeError, ConfigError) as error:  # a refusal comes all the way back as well
+        _logger.debug("url=%s ping refused: %s", transport.url, error)
+    return max(0.0, time.perf_counter() - began - 1e-9 * transport.host_ns)
 
 
 def find_kind(env: gym.Env[Any, Any], name: str) -> str:

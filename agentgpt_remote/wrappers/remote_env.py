@@ -16,7 +16,7 @@ from agentgpt_remote.packing import pack_value, unpack_value
 from agentgpt_remote.protocol import Kind
 from agentgpt_remote.spaces import space_from_dict
 from agentgpt_remote.steps import DroppedCallback, EnvCodec
-from agentgpt_remote.wrappers.hosting import Host, find_hosts, fixed_type_errors
+from agentgpt_remote.wrappers.hosting import Host, find_hosts, fixed_type_errors, freest_first
 from agentgpt_remote.wrappers.remote_base import (
     HOST_LOSS,
     METHOD,
@@ -45,11 +45,12 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
         source: ``CartPole-v1``, ``module:Name-v0``, ``module:factory``, a callable that returns an environment,
             or an environment, which is then served from a thread of this process. With ``url`` the id that the
             host must serve; ``None`` takes whatever it serves.
-        url: where a host listens, such as ``ws://sim-7:8000``. Without it a host process is started on this
+        url: where a host listens, such as ``wss://sim-7:8000``, or a relay's room, such as ``wss://relay/room``, of
+            whose hosts the one with most room is taken. Without it a host process is started on this
             machine, which ends with this environment.
         token: token of the host; ``AGENTGPT_TOKEN`` by default. Never part of the spec.
         render_mode: ``rgb_array``, ``ansi`` or ``None``.
-        connect_timeout_s: how long to wait for a connection, in seconds.
+        connect_timeout_s: how long to wait for a connection, and for a host in a room, in seconds.
         request_timeout_s: how long to wait for a reply, in seconds.
         resume_window_s: how long to try to get back after the connection dropped, in seconds; by default as long
             as the host keeps the session.
@@ -109,7 +110,8 @@ class RemoteEnv(RemoteBase, gym.Env[Any, Any]):
                 source = named_source(source, env_kwargs)
             source = named_source(source)
             self._request = open_request(render_mode, env_kwargs)
-            self._connect(find_hosts(source, url, token, workers), timeouts, owned=url is None)
+            hosts = find_hosts(source, url, token, workers, wait_s=connect_timeout_s)
+            self._connect(freest_first(hosts), timeouts, owned=url is None)
             try:
                 self._host = self._sessions.hosts[0]
                 self._transport = self._sessions.open(self._host, self._request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from agentgpt_remote.steps import DroppedCallback, WarnOnce, check_count
 from agentgpt_remote.wrappers.hosting import Host, find_hosts, fixed_type_errors
 from agentgpt_remote.wrappers.merging import merge_batches, merge_infos, slice_batch
 from agentgpt_remote.wrappers.offers import free_envs, host_health, spread
+from agentgpt_remote.wrappers.pacing import AUTO, Way, choose_groups, measure, measure_some, probe_size
 from agentgpt_remote.wrappers.remote_base import (
     REMOTE_RENDER_MODES,
     RemoteBase,
@@ -34,12 +36,14 @@ from agentgpt_remote.wrappers.remote_base import (
     open_request,
     own_spec,
     remote_metadata,
+    round_trip_s,
     spec_kwargs,
     spin_seconds,
 )
 from agentgpt_remote.wrappers.shard import Shard, Step, take_in_replies
 from agentgpt_remote.wrappers.transport import Timeouts
 
+_logger = logging.getLogger("agentgpt_remote.client")
 _RESUME_WINDOW_S = 5.0  # with other hosts to go on with, a lost one is not waited for as long as a single one
 
 
@@ -49,16 +53,19 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
     Args:
         source: as for :class:`RemoteEnv`.
         num_envs: how many in all; ``None`` for as many as the hosts offer (one where there is no limit).
-        url: where a host listens, or a list of hosts over which the environments are spread in proportion to what
-            each offers; without it a host process is started.
+        url: where a host listens, the URL of a relay's room, which stands for all the hosts in it, or a list of these,
+            over which the environments are spread in proportion to what each offers; without it a host process is
+            started.
         token: token of the hosts, one for all or one by URL; ``AGENTGPT_TOKEN`` by default. Never part of the spec.
         autoreset_mode: when the host resets an environment whose episode ended.
         render_mode: ``rgb_array``, ``ansi`` or ``None``.
-        connect_timeout_s: how long to wait for a connection, in seconds.
+        connect_timeout_s: how long to wait for a connection, and for hosts in a room, in seconds.
         request_timeout_s: how long to wait for a reply, in seconds.
         resume_window_s: how long to try to get back after the connection dropped, in seconds.
         groups: number of equal groups of environments that :meth:`send` and :meth:`recv` step independently; each has
-            a session of its own.
+            a session of its own. ``auto`` measures the way to the hosts and the environments' pace once, in sessions
+            that are closed again, and takes as many as keep the way there and back full. What the environments return
+            is the same for every number of groups.
         on_host_loss: ``error``, or ``truncate`` to end the episodes of a host that is lost (or whose process hangs)
             and go on in new environments, there or on another host: ``infos["host_loss"]`` says why.
         spin_wait: how long to poll for a reply before sleeping until it arrives, in seconds; ``True`` for 1 ms. Keeps
@@ -76,7 +83,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         NameNotFound: no such id; names the closest.
         RemoteEnvError: the environment's constructor raised; holds its traceback.
         CapacityReached: the host has no room for so many.
-        ConfigError: ``num_envs`` or ``autoreset_mode`` is out of range.
+        ConfigError: ``num_envs``, ``groups`` or ``autoreset_mode`` is out of range.
     """
 
     metadata: dict[str, Any] = {"render_modes": list(REMOTE_RENDER_MODES), "render_fps": 30}  # noqa: RUF012 - Gymnasium's
@@ -93,7 +100,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         connect_timeout_s: float = 10.0,
         request_timeout_s: float = 300.0,
         resume_window_s: float | None = None,
-        groups: int = 1,
+        groups: int | str = 1,
         on_host_loss: str = "error",
         spin_wait: bool | float = False,
         workers: int | None = None,
@@ -107,7 +114,8 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
         )
         self._mode, self._truncates = _mode(autoreset_mode), check_host_loss(on_host_loss)
         num_envs = _count("num_envs", num_envs)
-        self.groups = _count("groups", groups) or 1
+        wants_auto = groups == AUTO
+        self.groups = 1 if wants_auto else _count("groups", groups) or 1
         self._shards: list[Shard] = []
         self._warn_once = WarnOnce()
         self._sent: deque[int] = deque()
@@ -120,26 +128,60 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
             self._request.autoreset_mode = self._mode.value
             if num_envs is None and isinstance(source, VectorEnv):
                 num_envs = source.num_envs
-            hosts = find_hosts(source, url, token, workers)
+            hosts = find_hosts(source, url, token, workers, wait_s=connect_timeout_s, num_envs=num_envs or 1)
             if self._truncates and resume_window_s is None and len(hosts) > 1:
                 timeouts = replace(timeouts, resume_s=_RESUME_WINDOW_S)
             self._connect(hosts, timeouts, owned=url is None)
             try:
+                if wants_auto and not any(host.only_one for host in hosts):
+                    num_envs = self._choose_groups(num_envs, env_kwargs)
                 self._open_shards(num_envs)
                 self._adopt(self._shards[0])
-                chosen = {} if self.groups == 1 else {"groups": self.groups}
+                chosen = {"groups": AUTO} if wants_auto else {} if self.groups == 1 else {"groups": self.groups}
                 kwargs = spec_kwargs(render_mode, on_host_loss, {**chosen, **env_kwargs})
                 self._spec = own_spec(self._shards[0].opened, source, url, kwargs)
             except BaseException:
                 self.close()
                 raise
 
+    def _choose_groups(self, num_envs: int | None, env_kwargs: dict[str, Any]) -> int:
+        """Decide the number of groups by what some of the hosts show; return how many environments there will be."""
+        hosts, timeouts = self._sessions.hosts, self._sessions.timeouts
+        if num_envs is None:
+            free = [free_envs(host_health(host.url, host.token)) for host in hosts]
+            num_envs = sum(1 if room is None else room for room in free) or 1
+
+        def measured(host: Host) -> Way:
+            with RemoteVectorEnv(
+                num_envs=probe_size(max(1, num_envs // len(hosts))),
+                url=host,
+                render_mode=self._request.render_mode,
+                connect_timeout_s=timeouts.connect_s,
+                request_timeout_s=timeouts.request_s,
+                **env_kwargs,
+            ) as probe:
+                return measure(probe)
+
+        ways = measure_some(measured, hosts)
+        self.groups = choose_groups(ways, num_envs) if ways else 1
+        _logger.info("groups=%d of auto num_envs=%d ways=%s", self.groups, num_envs, ways)
+        return num_envs
+
+    def ping(self) -> float:
+        """Return how long a request that asks for nothing takes to each host and back, in seconds; of the farthest.
+
+        Raises:
+            AlreadyPendingCallError: another request lacks its reply.
+        """
+        self._check_free("ping")
+        return max(round_trip_s(shard.transport) for shard in self._shards)
+
     def _open_shards(self, num_envs: int | None) -> None:
         hosts = self._sessions.hosts
         if len(hosts) == 1 and self.groups == 1:
             self._open_shard(hosts[0], num_envs or 0, group=0, start=0, keeps_last=False)
             return
-        offers = [host_health(host.url) for host in hosts]
+        offers = [host_health(host.url, host.token) for host in hosts]
         if self._truncates:  # the others are there for when one is lost
             reachable = [index for index, offer in enumerate(offers) if offer] or list(range(len(hosts)))
         else:
@@ -171,7 +213,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
             space, expected = getattr(shard, role), getattr(self._shards[0] if self._shards else shard, role)
             if space != expected:
                 raise ConfigError(
-                    f"{host.url} has {role} {space}, {self._shards[0].url} has {expected}: "
+                    f"{host.label} has {role} {space}, {self._shards[0].host.label} has {expected}: "
                     "expected every host to serve the same environment"
                 )
         self._shards.append(shard)
@@ -594,7 +636,8 @@ def _count(name: str, value: Any) -> int | None:
     if isinstance(value, np.integer):
         value = int(value)
     if value is not None and (type(value) is not int or value < 1):
-        raise ConfigError(f"{name}={value!r} is out of range: expected an integer of at least 1")
+        otherwise = f" or {AUTO!r}" if name == "groups" else ""
+        raise ConfigError(f"{name}={value!r} is out of range: expected an integer of at least 1{otherwise}")
     return value
 
 

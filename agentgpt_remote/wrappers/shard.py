@@ -81,6 +81,11 @@ class Shard:
         self._repeats_last = False
 
     @property
+    def host(self) -> Host:
+        """The host that serves it."""
+        return self._host
+
+    @property
     def url(self) -> str:
         """Where it is served."""
         return self.transport.url

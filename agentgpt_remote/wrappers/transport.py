@@ -112,6 +112,7 @@ class SessionTransport:
         self._session = ClientSession()
         self._connection: WebSocketConnection | None = None
         self._ended: str | None = None
+        self._resumes = 0
         connection = self._connect(timeouts.connect_s)
         try:
             answer = self._exchange(connection, request, max(timeouts.request_s, _OPEN_TIMEOUT_S))
@@ -290,7 +291,8 @@ class SessionTransport:
     def _resume_once(self, timeout_s: float) -> WebSocketConnection:
         connection = self._connect(timeout_s)
         try:
-            message = Resume(session_id=self.opened.session_id, secret=self.opened.secret)
+            self._resumes += 1
+            message = Resume.of(self.opened.session_id, self.opened.secret, self._resumes)
             message.versions = versions()
             try:
                 connection.send(encode_handshake(message))

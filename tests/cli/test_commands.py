@@ -96,7 +96,7 @@ def test_serve_announces_its_url_and_answers(host: Server) -> None:
 
 
 def test_serve_with_a_token_keeps_it_to_itself(tmp_path: Path) -> None:
-    words = ["serve", "CartPole-v1", "--host", "0.0.0.0", "--port", "0"]
+    words = ["serve", "CartPole-v1", "--host", "0.0.0.0", "--port", "0", "--insecure"]
     with Server(*words, cwd=tmp_path, AGENTGPT_TOKEN=TOKEN) as server:
         url = server.url.replace("0.0.0.0", "127.0.0.1")
         with RemoteEnv(url=url, token=TOKEN) as env:
@@ -232,7 +232,7 @@ def test_second_run_gets_a_name_of_its_own(trained: Path) -> None:
         ("train CartPole-v1 --resume --run-id none", 2, "no run to resume"),
         ("train CartPole-v1 --run-id CartPole-v1", 1, "exists: continue it with --resume"),
         ("train ws://127.0.0.1:9", 1, "nothing listens at ws://127.0.0.1:9"),
-        ("train", 2, "Missing argument"),
+        ("train", 2, "Name a source or URLs"),
         ("serve CartPoll-v1", 1, "CartPole"),
         ("serve CartPole-v1 --host 0.0.0.0", 1, "without a token"),
         ("serve CartPole-v1 --port 70000", 2, "port 70000"),

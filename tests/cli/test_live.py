@@ -21,7 +21,10 @@ from agentgpt_remote.trainer.reporting import Progress
 from agentgpt_remote.trainer.run_folder import CONFIG_NAME, write_json
 from agentgpt_remote.trainer.watching import HostHealth
 
-HEALTH = HostHealth(name="sim-7:8000", agents=8, sps=1234.0, round_trip_ms=2.5, host_step_ms=0.5, lost=1, returned=1)
+HEALTH = HostHealth(
+    **{"name": "sim-7:8000", "agents": 8, "sps": 1234.0, "round_trip_ms": 2.5, "host_step_ms": 0.5},
+    **{"lost": 1, "returned": 1, "rtt_ms": 1.6, "in_flight": 3.1},
+)
 METRICS = {
     **{"train/policy_loss": -0.01, "train/entropy": 0.6931, "train/gamma": 0.99, "train/lambda": 0.95},
     **{"time/sps": 1234.0, "time/env_s": 0.4, "time/network_s": 0.1, "time/act_s": 0.1, "time/learn_s": 0.5},
@@ -83,7 +86,8 @@ def test_view_shows_figures_returns_hosts_and_time_left() -> None:
     assert re.search(r"return, greedy +77.5\b", text), "the last evaluation's, though the last report had none"
     assert re.search(r"entropy +0.6931", text)
     assert "10 ▁█ 20" in text
-    assert re.search(r"sim-7:8000 +8 +1234 +2.5 +0.5 +1 +1", text)
+    assert re.search(r"agents +in flight +steps/s +ceiling +RTT ms", text)
+    assert re.search(r"sim-7:8000 +8 +3.1 +1234 +5000 +1.6 +2.5 +0.5 +1 +1", text)
 
 
 def test_view_of_a_first_report_has_no_figures_yet() -> None:
@@ -122,7 +126,7 @@ def test_train_on_a_terminal_shows_the_live_view(tmp_path: Path) -> None:
     assert "num_layers=1" in plain
     assert re.search(r"2,000/2,000 env steps|1,9\d\d/2,000 env steps", plain)
     assert re.search(r"return, greedy +\d", plain)
-    assert re.search(r"CartPole-v1 +16 +\d", plain)
+    assert re.search(r"CartPole-v1 +16( +[\d.,]+){5}", plain)
     assert re.search("[▁▂▃▄▅▆▇█]{3}", plain)
     assert " left" in plain
 

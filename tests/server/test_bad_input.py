@@ -211,7 +211,7 @@ def test_session_of_another_client_is_refused_without_its_secret(secret: str, ur
         owner.send(encode_handshake(Open(kwargs=pack_value({"env_id": "CartPole-v1"}))))
         opened = decode_from_host(owner.recv(5.0))
         assert isinstance(opened, Opened)
-        error = _refusal(url, Resume(session_id=opened.session_id, secret=secret))
+        error = _refusal(url, Resume.of(opened.session_id, secret, 1))
         assert "belongs to another client" in error["message"]
         owner.send(join_message(Kind.RESET, 1, [], extras=pack_value([1, None])))
         assert parse_envelope(owner.recv(5.0)).kind == Kind.RESET

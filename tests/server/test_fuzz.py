@@ -135,7 +135,7 @@ class Fuzzer:
         return rng.choice(
             [
                 self._mutated(self._handshake()),
-                self._mutated(encode_handshake(Resume(session_id=rng.randbytes(8).hex(), secret="x" * 32))),
+                self._mutated(encode_handshake(Resume.of(rng.randbytes(8).hex(), "x" * 32, 1))),
                 encode_handshake(Open(num_envs=rng.choice([-1, 0, 99, 2**62]), kwargs=self._packed())),
                 MAGIC + self._packed(),
                 rng.randbytes(rng.randrange(200)),

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import gymnasium as gym
-import httpx
 import numpy as np
 import psutil
 import pytest
@@ -15,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from agentgpt_remote.errors import ConfigError, InvalidAction, RemoteEnvError
 from agentgpt_remote.server.sources import EnvRequest, resolve_source
 from agentgpt_remote.server.workers import WorkerPool
-from agentgpt_remote.upgrade import health_url
+from agentgpt_remote.wrappers.offers import ask_health
 from agentgpt_remote.wrappers.remote_env import RemoteEnv
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 from tests.conftest import ServeFunction
@@ -38,7 +37,7 @@ def _actions(*actions: int) -> np.ndarray:
 
 
 def _health(url: str) -> dict[str, Any]:
-    told: dict[str, Any] = httpx.get(health_url(url), timeout=5.0).json()
+    told: dict[str, Any] = ask_health(url)
     return told
 
 

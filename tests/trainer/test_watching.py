@@ -18,11 +18,15 @@ def test_lanes_of_a_host_are_reported_together() -> None:
     assert lab.round_trip_ms == pytest.approx(3.0)
     assert lab.host_step_ms == pytest.approx(1.0)
     assert lab.network_ms == pytest.approx(2.0)
+    assert lab.rtt_ms == pytest.approx(1.0), "the shortest way counts"
+    assert lab.in_flight == pytest.approx((4 * 10 * 0.002 + 4 * 10 * 0.004) / 2.0)
+    assert lab.ceiling_sps == pytest.approx(8 / 0.001)
     assert (sim.name, sim.agents, sim.sps) == ("sim-7:8000", 2, 1.0)
     metrics = host_metrics([lab, sim])
     assert metrics["remote/round_trip_ms"] == pytest.approx((40 * 3 + 50) / 41)
     assert metrics["remote/sim-7:8000/round_trip_ms"] == pytest.approx(50.0)
     assert metrics["remote/lab/agents"] == 8.0
+    assert metrics["remote/ceiling_sps"] == pytest.approx(8 / 0.001 + 2 / 0.040)
     assert [host.sps for host in watch.take(2.0)] == [0.0, 0.0], "counts begin anew"
 
 
@@ -46,6 +50,7 @@ def test_environments_of_this_process_have_no_round_trip() -> None:
     (host,) = watch.take(1.0)
     assert (host.sps, host.round_trip_ms, host.network_ms) == (2.0, None, None)
     assert host_metrics([host])["remote/network_ms"] is None
+    assert (host.rtt_ms, host.ceiling_sps, host.in_flight) == (None, None, 0.0)
     assert host_of("envs[0]") == "envs[0]"
 
 

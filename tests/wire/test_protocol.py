@@ -104,7 +104,7 @@ def test_handshake_round_trips() -> None:
         versions=versions(),
     )
     assert decode_from_host(encode_handshake(opened)) == opened
-    for message in (Open(num_envs=3, source="x"), Resume(session_id="a", secret="b")):
+    for message in (Open(num_envs=3, source="x"), Resume.of("a", "b", 1)):
         assert decode_from_client(encode_handshake(message)) == message
     assert {"agentgpt-remote", "gymnasium", "numpy", "python"} == versions().keys()
 

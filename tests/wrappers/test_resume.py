@@ -262,7 +262,7 @@ def test_session_id_without_its_secret_is_refused_and_its_owner_undisturbed(
         env.reset()
         session_id = env._transport.opened.session_id
         with WebSocketConnection.connect(server.url, path="/session") as thief:
-            thief.send(encode_handshake(Resume(session_id=session_id, secret=secret)))
+            thief.send(encode_handshake(Resume.of(session_id, secret, 1)))
             answer = decode_from_host(thief.recv(5.0))
         assert isinstance(answer, Refused)
         assert "belongs to another client" in answer.error["message"]
