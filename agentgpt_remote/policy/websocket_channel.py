@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from typing import Final
 from urllib.parse import quote
 
 import msgspec
