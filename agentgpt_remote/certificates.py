@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import ipaddress
 import os
 import socket
+import tempfile
 from pathlib import Path
 from typing import Final
 
 from agentgpt_remote.errors import ConfigError
 
 HOME_VARIABLE: Final = "AGENTGPT_HOME"
+PEM_VARIABLE: Final = "AGENTGPT_TLS_PEM"
 _VALID_DAYS: Final = 3650  # whoever pins it trusts this very certificate, so its end would only surprise
 _BACKDATED: Final = datetime.timedelta(days=1)  # for clocks that are behind
 
@@ -32,7 +35,7 @@ def self_signed_certificate(host: str) -> Path:
     path = folder / "self-signed.pem"
     if path.exists():
         return path
-    content = _make(host)
+    content = make_certificate(host)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -47,8 +50,30 @@ def self_signed_certificate(host: str) -> Path:
     return path
 
 
-def _make(host: str) -> bytes:
-    """Return key and certificate, PEM."""
+def certificate_of_environment() -> Path | None:
+    """Return a file with the key and certificate (PEM) that ``AGENTGPT_TLS_PEM`` holds, or ``None`` where it is unset.
+
+    A container is given secrets as variables. The file is this user's only, and goes when the process ends.
+    """
+    content = os.environ.pop(PEM_VARIABLE, None)  # what is started from here needs no key
+    if not content:
+        return None
+    descriptor, name = tempfile.mkstemp(prefix="agentgpt-tls-", suffix=".pem")
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(content)
+    atexit.register(Path(name).unlink, missing_ok=True)
+    return Path(name)
+
+
+def make_certificate(host: str) -> bytes:
+    """Return the key and certificate (PEM) of a new certificate that signs itself.
+
+    Args:
+        host: name or address that it is for, beside this machine's own.
+
+    Raises:
+        ModuleNotFoundError: the library that makes certificates is not installed.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

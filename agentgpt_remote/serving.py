@@ -27,7 +27,7 @@ from agentgpt_remote.admission import TOKEN_VARIABLE, ASGIApp, Message, NotFound
 from agentgpt_remote.channel import CONNECTION
 from agentgpt_remote.connection import DEFAULT_MAX_FRAME_BYTES
 from agentgpt_remote.errors import AgentGPTError, AuthError, ConfigError, PortInUse, RemoteTimeout
-from agentgpt_remote.tls import INSECURE_VARIABLE, fingerprint, is_insecure_allowed
+from agentgpt_remote.tls import INSECURE_VARIABLE, is_insecure_allowed, pin_of
 
 if TYPE_CHECKING:
     import uvicorn
@@ -109,11 +109,7 @@ class TLS:
             ConfigError: the certificate can't be read.
         """
         try:
-            text = Path(self.cert).read_text(encoding="ascii")
-            end = "-----END CERTIFICATE-----"
-            return fingerprint(
-                ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN CERT") : text.index(end) + len(end)])
-            )
+            return pin_of(Path(self.cert).read_bytes())
         except (OSError, ValueError) as error:
             raise ConfigError(f"can't read the certificate {self.cert}: {error}") from error
 

@@ -139,6 +139,16 @@ def fingerprint(certificate: bytes) -> str:
     return f"sha256:{hashlib.sha256(certificate).hexdigest()}"
 
 
+def pin_of(pem: bytes) -> str:
+    """Return the fingerprint of the first certificate in PEM text, as a pin names it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    text, end = pem.decode("ascii"), "-----END CERTIFICATE-----"
+    return fingerprint(ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN CERT") : text.index(end) + len(end)]))
+
+
 def untrusted(error: ssl.SSLError, url: str) -> AuthError | ProtocolMismatch:
     """Return the error to raise where the TLS handshake failed."""
     if not isinstance(error, ssl.SSLCertVerificationError):

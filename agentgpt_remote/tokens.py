@@ -19,6 +19,7 @@ from agentgpt_remote.errors import AuthError, ConfigError
 
 ROOM_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ANY_ROOM: Final = "-"
+SECRET_VARIABLE: Final = "AGENTGPT_RELAY_SECRET"
 _MIN_SECRET_CHARACTERS = 16
 _NEVER = 0
 _DAY_S = 86_400.0

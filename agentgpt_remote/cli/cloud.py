@@ -270,6 +270,20 @@ def secret(
     print(store_token(Aws(region or _config(config, None).region), name, token))
 
 
+@commands.command()
+def certificate(
+    name: Annotated[str, typer.Argument(help="Name in Secrets Manager, such as `agentgpt/tls`.")],
+    region: Region = None,
+    config: Config = None,
+) -> None:
+    """Make a certificate for hosts and relays in the cloud, store it, and print its ARN and what the others pin."""
+    from agentgpt_remote.cloud.aws import Aws
+    from agentgpt_remote.cloud.secret import store_certificate
+
+    arn, pin = store_certificate(Aws(region or _config(config, None).region), name)
+    print(f"{arn}\n{pin}")
+
+
 def _config(path: Path | None, fields: list[str] | None) -> SageMakerConfig:
     from agentgpt_remote.cloud.config import SageMakerConfig
 

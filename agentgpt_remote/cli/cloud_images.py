@@ -111,10 +111,9 @@ def relay(
     as_json: Json = False,
 ) -> None:
     """Run a relay on AWS ECS, where hosts and trainers meet, until Ctrl-C or until its time is over."""
-    from agentgpt_remote.cloud.hosting import PORT
+    from agentgpt_remote.cloud.hosting import relay_words
 
-    words = ["relay", "--host", "0.0.0.0", "--port", str(PORT)]
-    _host(words, "relay", config, fields, keep=keep, as_json=as_json)
+    _host(relay_words(), "relay", config, fields, keep=keep, as_json=as_json)
 
 
 def manifest(

@@ -69,9 +69,12 @@ def server_tls(cert: str | None, key: str | None, self_signed: bool, host: str) 
         ConfigError: only one of the files is named, or both ways are.
         ModuleNotFoundError: the library that makes certificates is not installed.
     """
+    from agentgpt_remote.certificates import certificate_of_environment
     from agentgpt_remote.serving import TLS
 
     given = TLS.of(cert, key)
+    if given is None and (told := certificate_of_environment()) is not None:
+        given = TLS(cert=str(told), key=str(told))
     if not self_signed:
         return given
     if given is not None:

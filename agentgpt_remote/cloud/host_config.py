@@ -27,11 +27,13 @@ class CloudHostConfig:
     Attributes:
         image_uri: of the environment's image, as ``agentgpt cloud image push --env`` prints it.
         execution_role_arn: role by which ECS pulls the image and reads the token.
-        token_secret: ARN of the host's token in Secrets Manager.
+        token_secret: ARN of the host's token, or of a relay's secret, in Secrets Manager.
+        tls_secret: ARN of key and certificate (PEM) in Secrets Manager, as ``agentgpt cloud certificate`` stores them;
+            ``None`` for plaintext within the VPC.
         subnets: that it runs in.
         security_group_ids: who may reach port 8000; let the training job's group in.
         region: of AWS; that of the profile by default.
-        public: give it a public address, too. Traffic is not encrypted there: better have it dial out to a relay.
+        public: give it a public address, too; needs ``tls_secret`` where it listens.
         cpu: in 1/1024 of a core.
         memory_mb: memory in MiB.
         spot: on spare machines, which may be taken away.
@@ -49,6 +51,7 @@ class CloudHostConfig:
     token_secret: str
     subnets: Sequence[str]
     security_group_ids: Sequence[str]
+    tls_secret: str | None = None
     region: str | None = None
     public: bool = False
     cpu: int = 1024
@@ -67,6 +70,10 @@ class CloudHostConfig:
             # What is not an ARN may be the token itself: it is not shown.
             raise ConfigError(
                 "token_secret is not an ARN: store the token with `agentgpt cloud secret`, which prints one"
+            )
+        if self.tls_secret is not None and _SECRET_ARN.fullmatch(self.tls_secret) is None:
+            raise ConfigError(
+                "tls_secret is not an ARN: store a certificate with `agentgpt cloud certificate`, which prints one"
             )
         if not self.subnets or not self.security_group_ids:
             raise ConfigError("a host in the cloud needs subnets and security_group_ids of a VPC")

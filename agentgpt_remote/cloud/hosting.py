@@ -7,13 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from agentgpt_remote.admission import TOKEN_VARIABLE
+from agentgpt_remote.certificates import PEM_VARIABLE
 from agentgpt_remote.cloud.aws import Aws, explained
 from agentgpt_remote.cloud.host_config import CLUSTER, CloudHostConfig
+from agentgpt_remote.cloud.hosts import trust_variables
 from agentgpt_remote.cloud.requests import CREATED_BY, EXPIRES, RUN, Request, unique_name
 from agentgpt_remote.errors import AuthError, CloudError, ConfigError, RemoteTimeout
+from agentgpt_remote.tokens import SECRET_VARIABLE
 
 PORT = 8000
 LOG_GROUP = "/agentgpt/hosts"
+_INSECURE = "--insecure"  # within a VPC or a cluster; not where a certificate is given
 _START_TIMEOUT_S = 600.0
 _POLL_S, _REHEARSED_POLL_S = 5.0, 0.1
 
@@ -28,22 +33,32 @@ def host_requests(config: CloudHostConfig, words: Sequence[str], name: str, regi
         region: of AWS.
 
     Raises:
-        ConfigError: the service model does not allow a request.
+        ConfigError: the service model does not allow a request, or it would listen to the world without TLS.
     """
+    if config.public and config.tls_secret is None and "--connect" not in words:
+        raise ConfigError(
+            "public=True without TLS would send tokens in plaintext through the internet: set tls_secret "
+            "(`agentgpt cloud certificate` makes one), or have it dial out with --connect"
+        )
     ends = datetime.now(UTC) + timedelta(hours=config.ttl_hours)
     own = {CREATED_BY: "agentgpt-remote", RUN: name, EXPIRES: f"{ends:%Y-%m-%dT%H:%M:%SZ}", **config.tags}
     tags = [{"key": key, "value": value} for key, value in own.items()]
     # Ends by itself whoever has forgotten it: the container's only process ends, and with it the task.
     limit = ["timeout", "--signal=TERM", "--kill-after=30", str(int(config.ttl_hours * 3600))]
+    dials = "--connect" in words  # one that dials out listens nowhere
+    secrets = [{"name": SECRET_VARIABLE if words[0] == "relay" else TOKEN_VARIABLE, "valueFrom": config.token_secret}]
+    if config.tls_secret and not dials:
+        secrets.append({"name": PEM_VARIABLE, "valueFrom": config.tls_secret})
     container: dict[str, Any] = {
         "name": "host",
         "image": config.image_uri,
         "essential": True,
         "memory": config.memory_mb,
         "entryPoint": [*limit, "python", "-m", "agentgpt_remote"],
-        "command": list(words),
+        "command": [word for word in words if word != _INSECURE or config.tls_secret is None],
         "portMappings": [{"containerPort": PORT, "protocol": "tcp"}],
-        "secrets": [{"name": "AGENTGPT_TOKEN", "valueFrom": config.token_secret}],
+        "secrets": secrets,
+        "environment": [{"name": name, "value": value} for name, value in trust_variables().items()],
         "user": "10001",
         "readonlyRootFilesystem": False,
         "logConfiguration": {
@@ -56,8 +71,9 @@ def host_requests(config: CloudHostConfig, words: Sequence[str], name: str, regi
             },
         },
     }
-    if "--connect" not in words:  # one that dials out listens nowhere
-        check = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{PORT}/health', timeout=3)"
+    if not dials:
+        scheme, context = ("https", ", context=ssl._create_unverified_context()") if config.tls_secret else ("http", "")
+        check = f"import ssl, urllib.request as r; r.urlopen('{scheme}://127.0.0.1:{PORT}/health', timeout=3{context})"
         command = ["CMD", "python", "-c", check]
         container["healthCheck"] = {"command": command, "interval": 15, "timeout": 5, "startPeriod": 60}
     definition: dict[str, Any] = {
@@ -177,7 +193,8 @@ def _await_running(
         if on_status is not None:
             on_status(status)
         if status == "RUNNING":
-            return f"ws://{_address(aws, task, public=config.public)}:{PORT}"
+            scheme = "ws" if config.tls_secret is None else "wss"
+            return f"{scheme}://{_address(aws, task, public=config.public)}:{PORT}"
         if status in ("STOPPED", "DEPROVISIONING"):
             reason = task.get("stoppedReason", "ECS gives no reason")
             raise CloudError(f"{name} has stopped: {reason}; its log is in {LOG_GROUP}")
@@ -286,7 +303,12 @@ def serve_words(source: str, num_envs: int | None = None, connect: str | None = 
     words = ["serve", source, *([] if num_envs is None else ["--num-envs", str(num_envs)])]
     if connect is not None:
         return [*words, "--connect", connect]
-    return [*words, "--host", "0.0.0.0", "--port", str(PORT)]
+    return [*words, "--host", "0.0.0.0", "--port", str(PORT), _INSECURE]
+
+
+def relay_words() -> list[str]:
+    """Return what the image of a relay is told."""
+    return ["relay", "--host", "0.0.0.0", "--port", str(PORT), _INSECURE]
 
 
 def launch_environment(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from agentgpt_remote.cloud.config import SageMakerConfig
 from agentgpt_remote.errors import ConfigError
+from agentgpt_remote.tls import INSECURE_VARIABLE, PIN_VARIABLE, is_insecure_allowed
 from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
 from agentgpt_remote.trainer.run import hosts_of
 
@@ -50,6 +52,11 @@ def _check_token(host: EnvHost, tokens: Mapping[str, str], config: SageMakerConf
         )
 
 
+def trust_variables() -> dict[str, str]:
+    """Return what a job must know to trust the hosts that this process trusts; none of it is secret."""
+    return {name: os.environ[name] for name in (PIN_VARIABLE, INSECURE_VARIABLE) if os.environ.get(name)}
+
+
 def check_reachable(hyperparameters: Hyperparameters, config: SageMakerConfig) -> None:
     """Check that the cloud can reach every host.
 
@@ -62,11 +69,20 @@ def check_reachable(hyperparameters: Hyperparameters, config: SageMakerConfig) -
         if name == "localhost" or any(address.is_loopback or address.is_unspecified for address in addresses):
             raise ConfigError(f"the host at {host.env_endpoint} listens on this machine only: {_WAYS_OUT}")
         private = name.endswith((".local", ".lan", ".internal")) or any(not address.is_global for address in addresses)
+        if config.secrets and _is_plaintext(host.env_endpoint) and not is_insecure_allowed():
+            raise ConfigError(
+                f"the token of {host.env_endpoint} would travel unencrypted: serve it by wss:// (see "
+                f"docs/reach.md), or allow that within your own network with {INSECURE_VARIABLE}=1"
+            )
         if private and not config.subnets:
             raise ConfigError(
                 f"the host at {host.env_endpoint} has a private address: set subnets and security_group_ids of a VPC "
                 f"that reaches it; or {_WAYS_OUT}"
             )
+
+
+def _is_plaintext(url: str) -> bool:
+    return urlsplit(url).scheme in ("ws", "http")
 
 
 def _addresses(name: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from agentgpt_remote.cloud.config import SageMakerConfig
 from agentgpt_remote.cloud.encoding import to_strings
+from agentgpt_remote.cloud.hosts import trust_variables
 from agentgpt_remote.cloud.metric_lines import metric_definitions
 from agentgpt_remote.cloud.strict import check_request
 from agentgpt_remote.errors import ConfigError
@@ -113,7 +114,7 @@ def training_job_request(config: SageMakerConfig, hyperparameters: Hyperparamete
         "StoppingCondition": _stopping_condition(config),
         "CheckpointConfig": {"S3Uri": checkpoints, "LocalPath": CHECKPOINT_DIR},
         "EnableManagedSpotTraining": config.spot,
-        "Environment": {CHECKPOINT_VARIABLE: checkpoints},
+        "Environment": {CHECKPOINT_VARIABLE: checkpoints, **trust_variables()},
         "Tags": _tags(config, {RUN: name}),
         **_vpc(config),
     }

@@ -21,13 +21,16 @@ from agentgpt_remote import EnvLauncher, RemoteEnv
 from agentgpt_remote.cloud.aws import Aws
 from agentgpt_remote.cloud.dockerfiles import LIBRARIES, dockerfile, pinned_requirements, write_context
 from agentgpt_remote.cloud.host_config import CloudHostConfig, hourly_cost
-from agentgpt_remote.cloud.hosting import find_host, host_requests, launch_host, serve_words
+from agentgpt_remote.cloud.hosting import find_host, host_requests, launch_host, relay_words, serve_words
 from agentgpt_remote.cloud.images import ImageName, build_with_codebuild, project_request, push_image
 from agentgpt_remote.cloud.listing import list_running
 from agentgpt_remote.cloud.manifests import kubernetes_manifest, skypilot_task
 from agentgpt_remote.cloud.rehearsal.stage import Stage
+from agentgpt_remote.cloud.secret import store_certificate
 from agentgpt_remote.errors import CloudError, ConfigError
+from agentgpt_remote.tokens import Keyring, Role
 from tests.cloud.samples import ACCOUNT, SECRET_ARN
+from tests.reach.processes import SECRET, Command, free_port, start_host
 from tests.support import wait_until
 
 IMAGE = f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/agentgpt-env:1"
@@ -181,10 +184,53 @@ def test_a_host_ends_by_itself_and_its_token_is_a_reference() -> None:
     ]
 
 
+def test_a_host_that_dials_out_trusts_whom_its_launcher_trusts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTGPT_PIN", "sha256:" + 64 * "0")
+    words = serve_words("CartPole-v1", connect="wss://relay:8000/lab")
+    definition = host_requests(CloudHostConfig(**FIELDS), words, "cartpole", "us-east-1")[0]
+    container = definition.arguments["containerDefinitions"][0]
+    assert {"name": "AGENTGPT_PIN", "value": "sha256:" + 64 * "0"} in container["environment"]
+    assert "--insecure" not in container["command"]
+
+
+def test_a_relay_gets_its_secret_and_its_certificate_as_references() -> None:
+    tls_arn = SECRET_ARN.replace("secret:", "secret:tls-")
+    plain = host_requests(CloudHostConfig(**FIELDS), relay_words(), "relay", "us-east-1")[0]
+    container = plain.arguments["containerDefinitions"][0]
+    assert container["command"] == ["relay", "--host", "0.0.0.0", "--port", "8000", "--insecure"]
+    assert container["secrets"] == [{"name": "AGENTGPT_RELAY_SECRET", "valueFrom": SECRET_ARN}]
+    config = CloudHostConfig(**FIELDS, tls_secret=tls_arn, public=True)
+    container = host_requests(config, relay_words(), "relay", "us-east-1")[0].arguments["containerDefinitions"][0]
+    assert container["command"] == ["relay", "--host", "0.0.0.0", "--port", "8000"]
+    assert {"name": "AGENTGPT_TLS_PEM", "valueFrom": tls_arn} in container["secrets"]
+    assert "https://127.0.0.1:8000/health" in " ".join(container["healthCheck"]["command"])
+    with pytest.raises(ConfigError, match="plaintext through the internet: set tls_secret"):
+        host_requests(CloudHostConfig(**FIELDS, public=True), relay_words(), "relay", "us-east-1")
+
+
+def test_a_relay_in_a_container_serves_with_the_certificate_that_it_is_given(stage: Stage) -> None:
+    """What ECS starts, without ECS: the words and the variables of its container."""
+    arn, pin = store_certificate(Aws("us-east-1"), "agentgpt/tls")
+    pem = stage.surroundings.client("secretsmanager").get_secret_value(SecretId=arn)["SecretString"]
+    variables = {"AGENTGPT_TLS_PEM": pem, "AGENTGPT_RELAY_SECRET": SECRET}
+    port = free_port()
+    with Command("relay", "--host", "127.0.0.1", "--port", str(port), **variables) as relay:
+        assert relay.wait_for(r"--pin sha256:[0-9a-f]{64}").endswith(pin)
+        room, keyring = f"wss://127.0.0.1:{port}/lab", Keyring(SECRET)
+        with start_host(room, "CartPole-v1", "--pin", pin, AGENTGPT_TOKEN=keyring.make(Role.HOST, "lab")) as host:
+            words = ["check", room, "--pin", pin]
+            with Command(*words, AGENTGPT_TOKEN=keyring.make(Role.TRAINER, "lab")) as check:
+                assert check.process.wait(60) == 0, check.output
+            assert host.end(signal.SIGINT) == 0
+        assert relay.end(signal.SIGTERM) == 0
+        assert "PRIVATE KEY" not in relay.output
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"token_secret": "hunter2"}, "token_secret is not an ARN"),
+        ({"tls_secret": "hunter2"}, "tls_secret is not an ARN"),
         ({"execution_role_arn": "me"}, "expected the ARN of an IAM role"),
         ({"subnets": []}, "needs subnets and security_group_ids"),
         ({"cpu": 300}, "expected one of 256 with 512 to 2048"),
