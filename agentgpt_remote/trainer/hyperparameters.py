@@ -308,6 +308,7 @@ class Hyperparameters:
         open_fields: dict[str, Any] = {
             "algorithm": algorithm,
             "device": device,
+            "num_envs": self.envs_per_host,
             "lanes_per_host": 1,
             "eval_interval_steps": max(20_000, self.max_steps // 10),
             "torch_threads": 1 if small and d_model <= 128 else None,

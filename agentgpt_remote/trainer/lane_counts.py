@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from agentgpt_remote.trainer.hosts import Tokens, offered_envs, token_of
 from agentgpt_remote.trainer.hyperparameters import EnvHost, Hyperparameters
+from agentgpt_remote.wrappers.offers import await_free
 from agentgpt_remote.wrappers.pacing import Client, Way, choose_groups, measure, measure_some
 from agentgpt_remote.wrappers.remote_vector_env import RemoteVectorEnv
 from agentgpt_remote.wrappers.rooms import Room
@@ -53,6 +56,9 @@ def choose_lanes(
     return lanes
 
 
+_NEAR = Way(rtt_s=0.0, step_s=0.0)
+
+
 class _Found(NamedTuple):
     way: Way
     num_envs: int
@@ -63,14 +69,26 @@ def _look_at(host: EnvHost, hp: Hyperparameters, tokens: Tokens) -> _Found:
     """Return how far away a host is, and what it offers; a room of a relay is as many hosts as are there."""
     url, token = host.env_endpoint, token_of(host.env_endpoint, tokens)
     room = Room.at(url, token)
-    num_hosts = 1 if room is None else max(1, len(room.members()))
-    num_envs = host.num_agents or offered_envs(url, hp.envs_per_host, token)
-    way = Way(rtt_s=0.0, step_s=0.0)
-    if num_envs > num_hosts:
-        with RemoteVectorEnv(
-            num_envs=1, url=url, token=token, request_timeout_s=hp.step_timeout_s, resume_window_s=0.0, **hp.env_kwargs
-        ) as probe:
-            way = Way(rtt_s=min(probe.ping() for _ in range(_PINGS)), step_s=0.0)
-            if way.rtt_s >= NEAR_S:
-                way = measure(probe)
+    members = [] if room is None else room.members()
+    if room is not None and not members:  # whoever comes first is waited for later
+        return _Found(_NEAR, 1, 1)
+    num_hosts = max(1, len(members))
+    began = time.perf_counter()
+    offered = offered_envs(url, hp.envs_per_host, token)
+    asked_s = time.perf_counter() - began  # at least a round trip
+    behind_s = max((_seconds(member.round_trip_ms) for member in members), default=0.0)
+    num_envs = host.num_agents or offered
+    if num_envs <= num_hosts or asked_s + behind_s < NEAR_S:
+        return _Found(_NEAR, num_envs, num_hosts)
+    with RemoteVectorEnv(
+        num_envs=1, url=url, token=token, request_timeout_s=hp.step_timeout_s, resume_window_s=0.0, **hp.env_kwargs
+    ) as probe:
+        way = Way(rtt_s=min(probe.ping() for _ in range(_PINGS)), step_s=0.0)
+        if way.rtt_s >= NEAR_S:
+            way = measure(probe)
+    await_free(lambda: offered_envs(url, hp.envs_per_host, token), offered)
     return _Found(way, num_envs, num_hosts)
+
+
+def _seconds(milliseconds: float | None) -> float:
+    return math.inf if milliseconds is None else milliseconds / 1e3

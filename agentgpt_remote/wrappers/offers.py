@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ from agentgpt_remote.handshake import MAX_ENVS
 
 _HEALTH_TIMEOUT_S = 10.0
 _NOT_FOUND = 404
+_FREE_POLL_S = 0.02
 _logger = logging.getLogger("agentgpt_remote.client")
 
 
@@ -53,6 +55,13 @@ def free_envs(health: Mapping[str, Any], *, with_lost: bool = False) -> int | No
     if limit is None:
         return None
     return max(0, int(limit) - int(health.get("envs", 0)) + (int(health.get("lost_envs", 0)) if with_lost else 0))
+
+
+def await_free(free: Callable[[], int], wanted: int, timeout_s: float = 5.0) -> None:
+    """Wait until so many environments are free again, as after a session was closed, which its host does by itself."""
+    deadline = time.monotonic() + timeout_s
+    while free() < wanted and time.monotonic() < deadline:
+        time.sleep(_FREE_POLL_S)
 
 
 class Part(NamedTuple):

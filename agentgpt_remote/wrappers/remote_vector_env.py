@@ -25,7 +25,7 @@ from agentgpt_remote.spaces import space_from_dict
 from agentgpt_remote.steps import DroppedCallback, WarnOnce, check_count
 from agentgpt_remote.wrappers.hosting import Host, find_hosts, fixed_type_errors
 from agentgpt_remote.wrappers.merging import merge_batches, merge_infos, slice_batch
-from agentgpt_remote.wrappers.offers import free_envs, host_health, spread
+from agentgpt_remote.wrappers.offers import await_free, free_envs, host_health, spread
 from agentgpt_remote.wrappers.pacing import AUTO, Way, choose_groups, measure, measure_some, probe_size
 from agentgpt_remote.wrappers.remote_base import (
     REMOTE_RENDER_MODES,
@@ -147,9 +147,14 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
     def _choose_groups(self, num_envs: int | None, env_kwargs: dict[str, Any]) -> int:
         """Decide the number of groups by what some of the hosts show; return how many environments there will be."""
         hosts, timeouts = self._sessions.hosts, self._sessions.timeouts
+
+        def free() -> int:
+            rooms = [free_envs(host_health(host.url, host.token)) for host in hosts]
+            return sum(1 if room is None else room for room in rooms)
+
+        free_before = free()
         if num_envs is None:
-            free = [free_envs(host_health(host.url, host.token)) for host in hosts]
-            num_envs = sum(1 if room is None else room for room in free) or 1
+            num_envs = free_before or 1
 
         def measured(host: Host) -> Way:
             with RemoteVectorEnv(
@@ -163,6 +168,7 @@ class RemoteVectorEnv(RemoteBase, VectorEnv[Any, Any, Any]):
                 return measure(probe)
 
         ways = measure_some(measured, hosts)
+        await_free(free, free_before)
         self.groups = choose_groups(ways, num_envs) if ways else 1
         _logger.info("groups=%d of auto num_envs=%d ways=%s", self.groups, num_envs, ways)
         return num_envs

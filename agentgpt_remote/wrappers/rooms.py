@@ -113,5 +113,8 @@ class Room:
 
 def _may_be_room(url: str) -> bool:
     """Tell whether a URL has a path that does not end with a host's name."""
-    last = urlsplit(url if "://" in url else f"ws://{url}").path.strip("/").rpartition("/")[2]
+    try:
+        last = urlsplit(url if "://" in url else f"ws://{url}").path.strip("/").rpartition("/")[2]
+    except ValueError:  # connecting names what is wrong with it
+        return False
     return bool(last) and not HOST_PATTERN.fullmatch(last)

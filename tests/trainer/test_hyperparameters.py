@@ -66,7 +66,7 @@ def test_host_needs_a_url() -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_resolve_leaves_nothing_open(device: str, continuous: bool) -> None:
     resolved = Hyperparameters(env_id="X").resolve(device, continuous=continuous)
-    optional = ("env_id", "wandb_project")
+    optional = ("env_id", "wandb_project", "max_agents")
     assert None not in {name: value for name, value in resolved.to_dict().items() if name not in optional}.values()
     assert resolved.device == device
     assert (resolved.entropy_coef == 0) is continuous
